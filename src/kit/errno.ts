@@ -1,0 +1,26 @@
+/** Linux error numbers that cross wires; the same on every architecture we run on. */
+export const errno = {
+  EPERM: 1,
+  ENOENT: 2,
+  EIO: 5,
+  EBADF: 9,
+  EAGAIN: 11,
+  ENOMEM: 12,
+  EACCES: 13,
+  EBUSY: 16,
+  EEXIST: 17,
+  ENODEV: 19,
+  EINVAL: 22,
+  ENOSPC: 28,
+  EPROTO: 71,
+  EMSGSIZE: 90,
+  EOPNOTSUPP: 95,
+  ETIMEDOUT: 110,
+} as const;
+
+export type ErrnoName = keyof typeof errno;
+
+const names = new Map<number, string>(Object.entries(errno).map(([name, number]) => [number, name]));
+
+/** `EBUSY` for 16; `errno 4711` for one that is not in the table. */
+export const errnoName = (number: number): string => names.get(number) ?? `errno ${number}`;

@@ -1,0 +1,96 @@
+/**
+ * Every bound of the service in one place; the unit is in the name. Hitting one is counted and tested.
+ */
+export const limits = {
+  /** virtio-msg D5: the smallest maximum message size a bus may advertise. */
+  messageSizeMinBytes: 52,
+  /** D5 recommends not to advertise more. */
+  messageSizeMaxBytes: 264,
+  messageSizeDefaultBytes: 64,
+  /** Data bytes of one direction of a message ring. */
+  ringMaxBytes: 1024 * 1024,
+  ringSlotsMin: 2,
+  /** Messages taken from one channel before others get their turn. */
+  channelBatchMessages: 64,
+  /** Requests of one device waiting behind one that is not yet answered. */
+  devicePendingRequests: 32,
+  /** Responses and events kept for a guest whose ring is full, then the connection ends. */
+  channelBacklogMessages: 1024,
+  /** Bounded completion of a request inside the bridge. */
+  requestTimeoutMs: 5_000,
+  /** Time the kernel and the guest get to finish the handshake. */
+  handshakeTimeoutMs: 5_000,
+  handshakeMessageMaxBytes: 512,
+  fdsPerMessage: 8,
+  /** Descriptors received but not yet used by a message. */
+  pendingFdsPerBus: 16,
+  regionMaxBytes: 4 * 1024 ** 3,
+  /** One ArrayBuffer over foreign memory; Node 20 aborts above. */
+  viewMaxBytes: 4 * 1024 ** 3,
+  regionsPerBus: 64,
+  /** Mapped bytes of all regions of one bus. */
+  regionTotalMaxBytes: 16 * 1024 ** 3,
+  /** A removed region may stay pinned by I/O this long before its users need a reset. */
+  regionRemovalTimeoutMs: 2_000,
+  /** Queues of a device that is reset may drain this long before the backend is reported as stuck. */
+  resetTimeoutMs: 30_000,
+  queueSizeMax: 1024,
+  queuesPerDevice: 64,
+  /** Descriptors of one chain, indirect ones included. */
+  chainDescriptorsMax: 1024,
+  /** Chains taken from one queue before other queues get their turn. */
+  queueBatchChains: 64,
+  /** Requests of one blk device at the operating system at a time: one slow disk must not take every I/O thread. */
+  blkInFlightRequests: 8,
+  ioThreads: 32,
+  devicesPerBus: 256,
+  busesMax: 256,
+  domainsMax: 256,
+  backendsMax: 1024,
+  attachmentsMax: 4096,
+  apiBodyMaxBytes: 64 * 1024,
+  apiPageMaxItems: 1000,
+  apiPageDefaultItems: 100,
+  /** Events kept for one slow event stream before it is dropped. */
+  eventStreamBacklogEvents: 1024,
+  eventStreamsMax: 64,
+  /** Loopback domains get numbers 1..0x7fee; FF-A keeps those above for itself. */
+  loopbackDomidMax: 0x7fee,
+  laneCallTimeoutMs: 15_000,
+  /** Requests a guest has without a response at a time, over all devices. */
+  guestPendingRequests: 256,
+  /** GET_DEVICES windows read in one enumeration. */
+  guestDeviceWindows: 512,
+  /** Feature blocks of 32 bits that a driver looks at. */
+  guestFeatureBlocks: 8,
+  /** Attempts to read a configuration space that keeps changing. */
+  guestConfigReadAttempts: 8,
+  guestConfigMaxBytes: 64 * 1024,
+  /** Requests waiting for a free descriptor of one queue, or for a request slot of one driver. */
+  guestQueueWaiters: 4096,
+  guestMemoryDefaultBytes: 16 * 1024 * 1024,
+  guestResetPollMaxMs: 100,
+  guestReconnectDefaultMs: 30_000,
+  guestReconnectDelayMinMs: 20,
+  guestReconnectDelayMaxMs: 1_000,
+  /** Doorbell packets discarded at a time. */
+  guestDoorbellReads: 64,
+  admittedUidsPerBus: 64,
+  /** `sun_path` holds 108 bytes, the last one is zero. */
+  unixSocketPathMaxBytes: 107,
+  /** Operations that wait for their turn on one object. */
+  operationsWaitingPerObject: 64,
+  /** An object that could not be opened or attached is tried again after this long, doubling up to the second value. */
+  reconcileRetryMinMs: 1_000,
+  reconcileRetryMaxMs: 60_000,
+  /** Past events kept for streams that reconnect. */
+  eventHistoryEvents: 1024,
+  eventStreamHeartbeatMs: 15_000,
+  apiConnectionsMax: 256,
+  /** Time a client gets to send a whole request. */
+  apiRequestTimeoutMs: 30_000,
+  /** Time to find out whether another service answers on a socket. */
+  socketProbeTimeoutMs: 2_000,
+  configFileMaxBytes: 4 * 1024 * 1024,
+  storeFileMaxBytes: 64 * 1024 * 1024,
+} as const;

@@ -1,0 +1,101 @@
+import { bytesTail, i32, layout, u8, u16, u32, u64 } from '../wire/layout.ts';
+import type { EventOf, RequestOf, ResponseOf } from './tables.ts';
+
+const src = (message: string) => `virtio-msg D5, Bus Messages, ${message}`;
+const ours = (message: string) => `docs/protocol/bridge.md, ${message}`;
+const bitmapBytes = (devices: number) => (devices + 7) >>> 3;
+
+const result = (name: string) =>
+  layout(name, ours('REGION_ADD, REGION_DEL, QUEUE_NOTIFY'), 4, { errno: i32(0, '0, or a Linux errno') });
+
+/** Bus requests: the standard ones, and from 0x88 on those of this bridge (implementation-defined range). */
+export const busRequests = {
+  GET_DEVICES: {
+    id: 0x02,
+    request: layout('GET_DEVICES request', src('GET_DEVICES'), 4, {
+      offset: u16(0, 'first device number of the window'),
+      count: u16(2, 'device numbers in the window'),
+    }),
+    response: layout(
+      'GET_DEVICES response',
+      src('GET_DEVICES'),
+      6,
+      {
+        offset: u16(0, 'as asked'),
+        nextOffset: u16(2, 'where to go on; 0 at the end'),
+        count: u16(4, 'device numbers that the bitmap covers'),
+      },
+      bytesTail('bitmap', 'count', 'bit n of byte m: device offset + 8m + n is present', bitmapBytes),
+    ),
+  },
+  PING: {
+    id: 0x03,
+    request: layout('PING request', src('PING'), 4, { data: u32(0, 'any value') }),
+    response: layout('PING response', src('PING'), 4, { data: u32(0, 'as asked') }),
+  },
+  REGION_ADD: {
+    id: 0x88,
+    request: layout('REGION_ADD request', ours('REGION_ADD'), 32, {
+      peer: u32(0, 'memory peer: 0 the service'),
+      area: u16(4, 'area id 1..0x7fff, chosen by the guest, unique in this epoch'),
+      flags: u16(6, 'bit 0: read-only'),
+      reference: u32(8, 'loopback: index of a descriptor sent with DESCRIPTORS; Xen: first grant reference'),
+      reserved: u32(12, 'zero'),
+      offset: u64(16, 'where the region starts in what the reference names, a multiple of 4096'),
+      length: u64(24, 'bytes, a multiple of 4096'),
+    }),
+    response: result('REGION_ADD response'),
+  },
+  REGION_DEL: {
+    id: 0x89,
+    request: layout('REGION_DEL request', ours('REGION_DEL'), 8, {
+      peer: u32(0, 'memory peer, as in REGION_ADD'),
+      area: u16(4, 'area id'),
+      reserved: u16(6, 'zero'),
+    }),
+    response: result('REGION_DEL response'),
+  },
+  QUEUE_NOTIFY: {
+    id: 0x8a,
+    request: layout('QUEUE_NOTIFY request', ours('QUEUE_NOTIFY'), 16, {
+      device: u16(0, 'device number'),
+      flags: u16(2, 'bit 0: kick is given; bit 1: call is given; none: back to EVENT_AVAIL and EVENT_USED'),
+      queue: u32(4, 'virtqueue index'),
+      kick: u32(8, 'loopback: descriptor index; Xen: event channel port'),
+      call: u32(12, 'loopback: descriptor index; Xen: event channel port'),
+    }),
+    response: result('QUEUE_NOTIFY response'),
+  },
+} as const;
+
+export const busEvents = {
+  EVENT_DEVICE: {
+    id: 0x40,
+    event: layout('EVENT_DEVICE', src('EVENT_DEVICE'), 4, {
+      device: u16(0, 'device number'),
+      state: u16(2, '1 added, 2 removed'),
+    }),
+  },
+  /** The visible failure of a request that cannot be answered: it was not routed, or not in bounded time. */
+  FAILURE: {
+    id: 0xc8,
+    event: layout('FAILURE', ours('FAILURE'), 12, {
+      device: u16(0, 'device number of the failed request'),
+      token: u16(2, 'token of the failed request'),
+      id: u8(4, 'message id of the failed request'),
+      type: u8(5, 'type byte of the failed request'),
+      reserved: u16(6, 'zero'),
+      errno: i32(8, 'a Linux errno, positive'),
+    }),
+  },
+} as const;
+
+export const deviceAdded = 1;
+export const deviceRemoved = 2;
+export const regionReadOnly = 1;
+export const queueNotifyKick = 1;
+export const queueNotifyCall = 2;
+
+export type BusRequest = RequestOf<typeof busRequests>;
+export type BusResponse = ResponseOf<typeof busRequests>;
+export type BusEvent = EventOf<typeof busEvents>;
