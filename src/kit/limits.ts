@@ -59,6 +59,8 @@ export const limits = {
   laneCallTimeoutMs: 15_000,
   /** Requests a guest has without a response at a time, over all devices. */
   guestPendingRequests: 256,
+  /** Longer than the bound of the service, so that its FAILURE comes first. */
+  guestRequestTimeoutMs: 8_000,
   /** GET_DEVICES windows read in one enumeration. */
   guestDeviceWindows: 512,
   /** Feature blocks of 32 bits that a driver looks at. */

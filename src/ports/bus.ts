@@ -57,7 +57,7 @@ export interface GuestConnection {
   /** Registers the one listener for the guest's doorbell. */
   onDoorbell(listener: () => void): void;
   /** Ends the connection from our side and releases all of it. Idempotent. */
-  close(reason: string): void;
+  close(): void;
 }
 
 /** User and process of a guest, as the kernel tells. */

@@ -1,0 +1,100 @@
+import type { ErrnoName } from '../../../kit/errno.ts';
+import { limits } from '../../../kit/limits.ts';
+import { ringDoorbell } from '../../../libc/doorbell.ts';
+import { drainEventfd, isEventfd } from '../../../libc/eventfd.ts';
+import type { Fd } from '../../../libc/fd.ts';
+import { Mapping } from '../../../libc/mapping.ts';
+import { inspectMemfd } from '../../../libc/memfd.ts';
+import type { Poller } from '../../../libc/poll.ts';
+import { isUnixSocket } from '../../../libc/unix-socket.ts';
+import type { CallTarget, GuestMemory, GuestResources } from '../../../ports/bus.ts';
+
+/** The descriptors that a guest has sent and not yet used, and what becomes of them. All are untrusted. */
+export class LoopbackResources implements GuestResources {
+  readonly #poller: Poller;
+  /** Reads what waits on the socket: a message in the ring may overtake the descriptors it names. */
+  readonly #receiveMore: () => void;
+  readonly #pending = new Map<number, Fd>();
+
+  constructor(poller: Poller, receiveMore: () => void) {
+    this.#poller = poller;
+    this.#receiveMore = receiveMore;
+  }
+
+  /** @returns why the descriptors are refused, which ends the connection; they are closed then */
+  add(first: number, fds: readonly Fd[]): string | undefined {
+    const indexes = fds.map((_, i) => first + i);
+    const reason = indexes.some((index) => this.#pending.has(index))
+      ? 'a descriptor index is in use'
+      : this.#pending.size + fds.length > limits.pendingFdsPerBus
+        ? `more than ${limits.pendingFdsPerBus} descriptors wait`
+        : undefined;
+    for (const [i, fd] of fds.entries()) {
+      if (reason === undefined) this.#pending.set(first + i, fd);
+      else fd.close();
+    }
+    return reason;
+  }
+
+  #take(reference: number): Fd | undefined {
+    if (!this.#pending.has(reference)) this.#receiveMore();
+    const fd = this.#pending.get(reference);
+    this.#pending.delete(reference);
+    return fd;
+  }
+
+  openRegion(reference: number, offset: bigint, length: bigint, readOnly: boolean): GuestMemory | ErrnoName {
+    const fd = this.#take(reference);
+    if (fd === undefined) return 'ENOENT';
+    try {
+      const info = inspectMemfd(fd.number);
+      if (typeof info === 'string') return 'EPERM';
+      if (offset + length > BigInt(info.sizeBytes)) return 'EINVAL';
+      return Mapping.map(fd.number, Number(offset), Number(length), { writable: !readOnly });
+    } catch {
+      // The kernel refused the mapping: no address space or no memory.
+      return 'ENOMEM';
+    } finally {
+      fd.close();
+    }
+  }
+
+  openKick(reference: number, onKick: () => void): { close(): void } | ErrnoName {
+    const fd = this.#take(reference);
+    if (fd === undefined) return 'ENOENT';
+    if (!isEventfd(fd.number)) {
+      fd.close();
+      return 'EPERM';
+    }
+    try {
+      const watch = this.#poller.watch(fd.number, () => {
+        if (drainEventfd(fd.number)) onKick();
+      });
+      return {
+        close() {
+          watch.close();
+          fd.close();
+        },
+      };
+    } catch {
+      fd.close();
+      return 'ENOMEM';
+    }
+  }
+
+  openCall(reference: number): CallTarget | ErrnoName {
+    const fd = this.#take(reference);
+    if (fd === undefined) return 'ENOENT';
+    // Not an eventfd: the guest could fill its counter, clear O_NONBLOCK and stop this thread for every guest.
+    if (!isUnixSocket(fd.number, 'seqpacket')) {
+      fd.close();
+      return 'EPERM';
+    }
+    return { ring: () => void ringDoorbell(fd.number), close: () => fd.close() };
+  }
+
+  close(): void {
+    for (const fd of this.#pending.values()) fd.close();
+    this.#pending.clear();
+  }
+}

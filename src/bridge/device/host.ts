@@ -1,0 +1,330 @@
+import { BoundedQueue } from '../../kit/bounded-queue.ts';
+import type { Clock, Timer } from '../../kit/clock.ts';
+import type { ErrnoName } from '../../kit/errno.ts';
+import { limits } from '../../kit/limits.ts';
+import type { Scheduler } from '../../kit/scheduler.ts';
+import type { Backend, BackendHost, BackendRequest } from '../../ports/backend.ts';
+import type { AddressSpace } from '../../ports/memory.ts';
+import { QueueFault } from '../../virtio/queue.ts';
+import { openSplitDeviceQueue } from '../../virtio/split/device-queue.ts';
+import type { TransportEvent, TransportRequest, TransportResponse } from '../../virtio-msg/transport-messages.ts';
+import type { AreaUser } from '../memory/area-table.ts';
+import type { DeviceModel, DeviceState } from './model.ts';
+import { QueueRunner } from './queue-runner.ts';
+import type { DeviceRecovery } from './recovery.ts';
+import { type DeviceEffect, type DeviceInput, initialState, isRunning, step } from './state.ts';
+
+/** The way from a device to its driver, for one connection of the bus. */
+export interface DeviceLink {
+  readonly space: AddressSpace;
+  respond(token: number, response: TransportResponse): void;
+  /** The visible failure of a request. */
+  fail(token: number, messageId: TransportRequest['name'], errno: ErrnoName): void;
+  event(event: TransportEvent): void;
+  /** Used buffers: EVENT_USED, or the queue's own descriptor. */
+  used(queue: number): void;
+}
+
+export interface DeviceHostOptions {
+  readonly model: DeviceModel;
+  readonly backend: Backend;
+  readonly scheduler: Scheduler;
+  readonly clock: Clock;
+  readonly recovery: DeviceRecovery | undefined;
+  /** Status or reason changed; for the event stream. */
+  readonly onStatus: (status: number, reason: string | null) => void;
+}
+
+interface PendingRequest {
+  readonly request: TransportRequest;
+  readonly token: number;
+}
+
+/**
+ * Runs one device: feeds the state machine, carries out its effects with the backend and the queues. It outlives
+ * connections of the bus; each new one starts with the device in reset, or resumed.
+ */
+export class DeviceHost implements AreaUser, BackendHost {
+  readonly #o: DeviceHostOptions;
+  #state: DeviceState;
+  #link: DeviceLink | undefined;
+  readonly #runners = new Map<number, QueueRunner>();
+  /** Queues that continue from their in-flight log at the driver's first kick. */
+  readonly #suspended = new Set<number>();
+  readonly #waiting = new BoundedQueue<PendingRequest>(limits.devicePendingRequests);
+  #current: PendingRequest | undefined;
+  #deadline: Timer | undefined;
+  #reason: string | null = null;
+  #activated = false;
+  #requests = 0;
+  #bytes = 0;
+
+  constructor(options: DeviceHostOptions) {
+    this.#o = options;
+    this.#state = initialState(options.model, options.backend.description.config);
+  }
+
+  get status(): number {
+    return this.#state.status;
+  }
+
+  get reason(): string | null {
+    return this.#reason;
+  }
+
+  /** Requests completed and bytes moved since the device was attached. */
+  get work(): { requests: number; bytes: number } {
+    return { requests: this.#requests, bytes: this.#bytes };
+  }
+
+  get queueCount(): number {
+    return this.#o.model.queueMaxSizes.length;
+  }
+
+  get resetting(): boolean {
+    return this.#state.resetting;
+  }
+
+  queues(): { index: number; size: number; inFlight: number }[] {
+    return this.#state.queues.flatMap((queue, index) =>
+      queue.enabled ? [{ index, size: queue.size, inFlight: this.#runners.get(index)?.inFlight ?? 0 }] : [],
+    );
+  }
+
+  /** A driver is there. `resume` keeps what the recovery memory holds; otherwise the device is in reset. */
+  connect(link: DeviceLink, resume: boolean): void {
+    this.#link = link;
+    const { model, backend, recovery } = this.#o;
+    const saved = resume ? recovery?.load(model, backend.description.config) : undefined;
+    if (saved === undefined) {
+      recovery?.clear();
+      return;
+    }
+    this.#setState(saved.state);
+    if (!isRunning(saved.state)) return;
+    this.#activate();
+    for (const [index, queue] of saved.state.queues.entries()) if (queue.enabled) this.#suspended.add(index);
+    if (saved.configChanged) this.configChanged(0, backend.description.config);
+  }
+
+  /** The driver is gone: back to reset, without answers. `done` when the backend has let go of its memory. */
+  disconnect(done: () => void): void {
+    this.#link = undefined;
+    this.#dropRequests();
+    const resetting = this.#state.resetting;
+    this.#setState({ ...this.#state, resetting: true, waiting: null });
+    // A reset that the driver asked for goes on by itself.
+    if (resetting) this.#stopQueues(done);
+    else this.#reset(done);
+  }
+
+  /** Lets requests in flight complete towards the driver and keeps everything that a resume needs. */
+  suspend(done: () => void): void {
+    this.#dropRequests();
+    this.#eachRunner((runner, ended) => runner.drain(ended), done);
+  }
+
+  onRequest(request: TransportRequest, token: number): void {
+    if (this.#waiting.push({ request, token })) this.#next();
+    else this.#link?.fail(token, request.name, 'EBUSY');
+  }
+
+  /** The driver made buffers available. Hot path: anything but a running queue is ignored. */
+  onAvailable(queue: number): void {
+    const runner = this.#runners.get(queue);
+    if (runner !== undefined) runner.kick();
+    else if (this.#suspended.delete(queue)) this.#startQueue(queue, true);
+  }
+
+  onRevoked(area: number): void {
+    this.failed(`the guest removed area ${area} while the device used it`);
+  }
+
+  configChanged(offset: number, data: Uint8Array): void {
+    this.#feed({ kind: 'config-changed', offset, data });
+  }
+
+  failed(reason: string): void {
+    this.#reason = reason;
+    this.#feed({ kind: 'fault' });
+  }
+
+  #next(): void {
+    while (this.#current === undefined) {
+      const next = this.#waiting.shift();
+      if (next === undefined) return;
+      this.#current = next;
+      this.#feed({ kind: 'request', request: next.request });
+      if (this.#current === next && this.#deadline === undefined) {
+        this.#deadline = this.#o.clock.after(limits.requestTimeoutMs, () => this.#expire());
+      }
+    }
+  }
+
+  /** An effect took too long: the driver sees the failure, and the device has to be reset. */
+  #expire(): void {
+    const { request, token } = this.#current!;
+    this.#endRequest();
+    this.#link?.fail(token, request.name, 'ETIMEDOUT');
+    this.failed(`${request.name} was not carried out in ${limits.requestTimeoutMs} ms`);
+    this.#next();
+  }
+
+  #endRequest(): PendingRequest | undefined {
+    const current = this.#current;
+    this.#current = undefined;
+    this.#deadline?.cancel();
+    this.#deadline = undefined;
+    return current;
+  }
+
+  #dropRequests(): void {
+    this.#endRequest();
+    this.#waiting.clear();
+  }
+
+  #setState(state: DeviceState): void {
+    const before = this.#state;
+    this.#state = state;
+    if (state === before) return;
+    if (state.resetting || state.status === 0) this.#o.recovery?.clear();
+    else this.#o.recovery?.save(state);
+    if (state.status === before.status) return;
+    if (state.status === 0) this.#reason = null;
+    this.#o.onStatus(state.status, this.#reason);
+  }
+
+  #feed(input: DeviceInput): void {
+    const { state, effects } = step(this.#o.model, this.#state, input);
+    this.#setState(state);
+    for (const effect of effects) this.#perform(effect);
+  }
+
+  #perform(effect: DeviceEffect): void {
+    switch (effect.kind) {
+      case 'respond': {
+        const current = this.#endRequest();
+        if (current === undefined) return;
+        this.#link?.respond(current.token, effect.response);
+        this.#next();
+        return;
+      }
+      case 'refuse': {
+        const current = this.#endRequest();
+        if (current === undefined) return;
+        this.#link?.fail(current.token, current.request.name, 'EMSGSIZE');
+        this.#next();
+        return;
+      }
+      case 'event':
+        this.#link?.event(effect.event);
+        return;
+      case 'activate':
+        this.#activate();
+        return;
+      case 'start-queue':
+        this.#startQueue(effect.index, false);
+        return;
+      case 'stop-queue':
+        this.#stopQueue(effect.index);
+        return;
+      case 'halt':
+        this.#suspended.clear();
+        for (const runner of this.#runners.values()) runner.stop(() => {});
+        return;
+      case 'reset':
+        this.#resetForDriver();
+        return;
+      case 'write-config':
+        this.#feed({ kind: 'config-written', accepted: this.#o.backend.writeConfig(effect.offset, effect.data) });
+        return;
+    }
+  }
+
+  #activate(): void {
+    this.#activated = true;
+    const { driverFeatures } = this.#state;
+    this.#o.backend.activate((bit) => driverFeatures.has(bit));
+  }
+
+  #startQueue(index: number, resume: boolean): void {
+    const link = this.#link;
+    const queue = this.#state.queues[index];
+    if (link === undefined || queue === undefined || !isRunning(this.#state)) return;
+    const log = this.#o.recovery?.log(index, queue.size);
+    if (!resume) log?.reset();
+    const opened = openSplitDeviceQueue({ ...queue, index, features: this.#state.driverFeatures }, link.space, log);
+    if (opened instanceof QueueFault) {
+      this.failed(`queue ${index}: ${opened.detail}`);
+      return;
+    }
+    const owner = {
+      handle: (request: BackendRequest) => this.#o.backend.handle(this.#counted(request)),
+      notifyUsed: (queueIndex: number) => this.#link?.used(queueIndex),
+      faulted: (queueIndex: number, fault: QueueFault) => this.failed(`queue ${queueIndex}: ${fault.detail}`),
+    };
+    const runner = new QueueRunner(opened, owner, this.#o.scheduler, this.#o.backend.description.maxInFlight);
+    this.#runners.set(index, runner);
+    runner.kick();
+    // What the last process published may not have been announced.
+    if (resume && opened.needsInterrupt()) link.used(index);
+  }
+
+  #counted(request: BackendRequest): BackendRequest {
+    this.#requests += 1;
+    this.#bytes += request.readableBytes + request.writableBytes;
+    return request;
+  }
+
+  #stopQueue(index: number): void {
+    const ended = (): void => {
+      this.#runners.delete(index);
+      this.#o.recovery?.log(index, limits.queueSizeMax).reset();
+      this.#feed({ kind: 'queue-stopped', index });
+    };
+    const runner = this.#runners.get(index);
+    this.#suspended.delete(index);
+    if (runner === undefined) ended();
+    else runner.stop(ended);
+  }
+
+  #resetForDriver(): void {
+    let done = false;
+    this.#reset(() => {
+      done = true;
+    });
+    if (!done) this.#feed({ kind: 'reset-deferred' });
+  }
+
+  #reset(done: () => void): void {
+    const stuck = this.#o.clock.after(limits.resetTimeoutMs, () => {
+      this.#reason = `the backend did not complete its requests in ${limits.resetTimeoutMs} ms after a reset`;
+      this.#o.onStatus(this.#state.status, this.#reason);
+    });
+    this.#stopQueues(() => {
+      stuck.cancel();
+      if (this.#activated) this.#o.backend.deactivate();
+      this.#activated = false;
+      this.#o.recovery?.clear();
+      this.#feed({ kind: 'reset-done' });
+      done();
+    });
+  }
+
+  #stopQueues(done: () => void): void {
+    this.#suspended.clear();
+    this.#eachRunner((runner, ended) => runner.stop(ended), done);
+  }
+
+  #eachRunner(end: (runner: QueueRunner, ended: () => void) => void, done: () => void): void {
+    let left = this.#runners.size;
+    if (left === 0) done();
+    for (const [index, runner] of [...this.#runners]) {
+      end(runner, () => {
+        this.#runners.delete(index);
+        left -= 1;
+        if (left === 0) done();
+      });
+    }
+  }
+}
