@@ -152,12 +152,14 @@ export class Channel {
     if (this.#closed) return false;
     const message = { kind: 'event', name: 'EVENT_USED', body: { index: queue } } as const;
     const size = this.#dialect.encode(message, deviceNumber, 0, this.#outgoing);
-    if (this.#port.send(this.#outgoing.subarray(0, size)) === 'sent') {
+    const outcome = this.#port.send(this.#outgoing.subarray(0, size));
+    if (outcome === 'sent') {
       this.#sent();
       this.#usedBacklog.delete(key);
       return true;
     }
-    this.#usedBacklog.add(key);
+    if (outcome === 'broken') this.#break('the guest wrote an impossible ring index');
+    else this.#usedBacklog.add(key);
     return false;
   }
 

@@ -74,7 +74,7 @@ export const limits = {
   guestResetPollMaxMs: 100,
   guestReconnectDefaultMs: 30_000,
   guestReconnectDelayMinMs: 20,
-  guestReconnectDelayMaxMs: 1_000,
+  guestReconnectDelayMaxMs: 250,
   /** Doorbell packets discarded at a time. */
   guestDoorbellReads: 64,
   admittedUidsPerBus: 64,

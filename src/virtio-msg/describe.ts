@@ -7,10 +7,15 @@ const hex = (data: Uint8Array, most = 32): string => {
   return data.length > most ? `${shown}… (${data.length} bytes)` : shown;
 };
 
+function words(list: readonly number[], most = 8): string {
+  const shown = list.slice(0, most).map((word) => `0x${word.toString(16).padStart(8, '0')}`);
+  return `[${shown.join(' ')}${list.length > most ? `… (${list.length} words)` : ''}]`;
+}
+
 function value(v: unknown): string {
   if (typeof v === 'bigint') return `0x${v.toString(16)}`;
   if (v instanceof Uint8Array) return v.length === 0 ? '-' : hex(v);
-  if (Array.isArray(v)) return `[${v.map((word) => `0x${Number(word).toString(16).padStart(8, '0')}`).join(' ')}]`;
+  if (Array.isArray(v)) return words(v);
   return String(v);
 }
 

@@ -42,6 +42,7 @@ export class RingProducer {
   readonly #sleepNegotiated: boolean;
   #head = 0;
   #published = 0;
+  #announced = true;
 
   /** @param memory the whole ring, zeroed by its creator */
   constructor(memory: Uint8Array, slot: number, sleepNegotiated: boolean) {
@@ -51,25 +52,39 @@ export class RingProducer {
     this.#sleepNegotiated = sleepNegotiated;
   }
 
-  /** Copies a message into the next slot, not yet visible to the consumer. */
+  /**
+   * Copies a message into the next slot. The consumer need not see it before `publish`, which also has to follow
+   * a 'full'; after that the consumer rings when it has made room.
+   */
   push(message: Uint8Array): 'pushed' | 'full' | typeof ringBroken {
-    const tail = Atomics.load(this.#words, tailWord);
     const capacity = this.#slots.length;
-    if (tail >= capacity) return ringBroken;
     const next = this.#head + 1 === capacity ? 0 : this.#head + 1;
+    let tail = Atomics.load(this.#words, tailWord);
+    if (next === tail && this.#published !== this.#head) {
+      // The consumer knows a full ring by the head it can see: show all of it, then look again.
+      this.#show();
+      tail = Atomics.load(this.#words, tailWord);
+    }
+    if (tail >= capacity) return ringBroken;
     if (next === tail) return 'full';
     const slot = this.#slots[this.#head]!;
     slot.set(message);
     if (message.length < slot.length) slot.fill(0, message.length);
     this.#head = next;
+    this.#announced = false;
     return 'pushed';
+  }
+
+  #show(): void {
+    this.#published = this.#head;
+    Atomics.store(this.#words, headWord, this.#head);
   }
 
   /** Makes what was pushed visible. @returns whether the consumer needs its doorbell */
   publish(): boolean {
-    if (this.#published === this.#head) return false;
-    this.#published = this.#head;
-    Atomics.store(this.#words, headWord, this.#head);
+    if (this.#announced) return false;
+    this.#announced = true;
+    this.#show();
     if (!this.#sleepNegotiated) return true;
     return Atomics.load(this.#words, sleepWord) !== 0 && Atomics.exchange(this.#words, sleepWord, 0) !== 0;
   }

@@ -102,6 +102,9 @@ export function layout<
   return { name, source, size, fields, tail: tail as T, at: at as { [K in keyof F]: number } };
 }
 
+/** `slice` of a Buffer would be a view. */
+const copy = (from: Uint8Array, start: number, end: number): Uint8Array => new Uint8Array(from.subarray(start, end));
+
 function readField(field: Field, from: Uint8Array, base: number): number | bigint | Uint8Array {
   const offset = base + field.offset;
   switch (field.kind) {
@@ -116,7 +119,7 @@ function readField(field: Field, from: Uint8Array, base: number): number | bigin
     case 'u64':
       return readU64(from, offset);
     case 'bytes':
-      return from.slice(offset, offset + field.size);
+      return copy(from, offset, offset + field.size);
   }
 }
 
@@ -206,7 +209,7 @@ export function decode<L extends Layout<never, never> | Layout>(
   }
   if (any.tail !== undefined) {
     const start = offset + any.size;
-    if (any.tail.kind === 'bytes') values[any.tail.name] = from.slice(start, offset + expected);
+    if (any.tail.kind === 'bytes') values[any.tail.name] = copy(from, start, offset + expected);
     else {
       const words: number[] = [];
       for (let at = start; at < offset + expected; at += 4) words.push(readU32(from, at));

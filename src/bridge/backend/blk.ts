@@ -141,7 +141,8 @@ export class BlkBackend implements Backend {
     }
     this.#file.datasync((error) => {
       if (error !== null) this.#lostWrites = true;
-      finish(request, error === null ? blkStatus.OK : blkStatus.IOERR, 0);
+      // The kernel reports a loss once: another one that ran at the same time may have succeeded.
+      finish(request, this.#lostWrites ? blkStatus.IOERR : blkStatus.OK, 0);
     });
   }
 
@@ -152,8 +153,8 @@ export class BlkBackend implements Backend {
 
 /** Writes the status byte, the last byte of the writable part, and completes. */
 function finish(request: BackendRequest, status: number, dataBytes: number): void {
-  const last = request.writable[request.writable.length - 1]!;
-  last[last.length - 1] = status;
+  const [last] = after(request.writable, request.writableBytes - 1);
+  last![0] = status;
   request.complete(dataBytes + 1);
 }
 

@@ -30,6 +30,9 @@ class RegularDiskFile implements DiskFile {
   readonly sizeBytes: number;
   readonly readOnly: boolean;
   readonly #fd: number;
+  /** Operations in the thread pool. */
+  #running = 0;
+  #idle: (() => void) | undefined;
 
   constructor(fd: number, sizeBytes: number, readOnly: boolean) {
     this.#fd = fd;
@@ -38,11 +41,11 @@ class RegularDiskFile implements DiskFile {
   }
 
   read(parts: readonly Uint8Array[], offset: number, done: IoDone): void {
-    this.#transfer(readv as Transfer, [...parts], offset, done);
+    this.#transfer(readv as Transfer, [...parts], offset, this.#begin(done));
   }
 
   write(parts: readonly Uint8Array[], offset: number, done: IoDone): void {
-    this.#transfer(writev as Transfer, [...parts], offset, done);
+    this.#transfer(writev as Transfer, [...parts], offset, this.#begin(done));
   }
 
   /** The kernel may move less than asked: goes on until all is moved. */
@@ -56,11 +59,26 @@ class RegularDiskFile implements DiskFile {
   }
 
   datasync(done: IoDone): void {
-    fdatasync(this.#fd, done);
+    fdatasync(this.#fd, this.#begin(done));
   }
 
-  close(): Promise<void> {
-    return promisify(close)(this.#fd);
+  #begin(done: IoDone): IoDone {
+    this.#running += 1;
+    return (error) => {
+      this.#running -= 1;
+      done(error);
+      if (this.#running === 0) this.#idle?.();
+    };
+  }
+
+  /** Waits for what runs: the number of a descriptor closed under it could belong to another file by then. */
+  async close(): Promise<void> {
+    if (this.#running > 0) {
+      await new Promise<void>((resolve) => {
+        this.#idle = resolve;
+      });
+    }
+    await promisify(close)(this.#fd);
   }
 }
 

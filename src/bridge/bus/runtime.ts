@@ -55,6 +55,7 @@ const bridgeFeatures = [
 /** Linux drivers take only devices with exactly 64 feature bits. */
 const featureBlocksMin = 2;
 const busRecord = 'bus';
+const deviceNumberMax = 0xffff;
 const statusEventDelayMs = 20;
 
 /** One bus: its devices, which outlive guests, and the session with the guest that is there now. */
@@ -136,13 +137,17 @@ export class BusRuntime implements BusTransportHandler {
     const formerNumber = former === undefined ? undefined : recoveryNumber(former);
     if (formerNumber !== undefined && !this.#hosts.has(formerNumber)) return formerNumber;
     const kept = new Set(names.map(recoveryNumber));
-    for (let number = 0; ; number++) if (!this.#usedNumbers.has(number) && !kept.has(number)) return number;
+    for (let number = 0; number <= deviceNumberMax; number++) {
+      if (!this.#usedNumbers.has(number) && !kept.has(number)) return number;
+    }
+    throw new VmsgError('limit-reached', `bus ${this.#o.bus} has used every device number in this epoch`);
   }
 
   /** Lets requests in flight complete, removes the device from the guest, then releases the backend. */
   async detach(attachment: string): Promise<void> {
     const entry = this.#attached.get(attachment);
     if (entry === undefined) throw new VmsgError('not-found', `no attachment ${attachment} on bus ${this.#o.bus}`);
+    entry.host.failRequests('ENODEV');
     await this.#bounded(
       (done) => entry.host.suspend(done),
       `${attachment} has requests that its backend does not complete`,
@@ -150,6 +155,7 @@ export class BusRuntime implements BusTransportHandler {
     if (this.#attached.get(attachment) !== entry) return;
     this.#attached.delete(attachment);
     this.#hosts.delete(entry.deviceNumber);
+    entry.host.failRequests('ENODEV');
     this.#session?.deviceRemoved(entry.deviceNumber);
     await this.#bounded(
       (done) => entry.host.disconnect(done),
@@ -187,14 +193,17 @@ export class BusRuntime implements BusTransportHandler {
     for (const number of this.#hosts.keys()) this.#usedNumbers.add(number);
     if (!resumed) this.#dropKeptRecords();
     const { dialect, clock, scheduler } = this.#o;
-    const session = new BusSession({
+    const session: BusSession = new BusSession({
       connection,
       dialect,
       devices: this.#hosts,
       clock,
       scheduler,
       counters: this.#counters,
-      onBroken: (reason) => this.disconnected(reason),
+      onBroken: (reason) => {
+        // Told late: the guest may have left and another one be here.
+        if (this.#session === session) this.disconnected(reason);
+      },
     });
     this.#session = session;
     for (const [number, host] of this.#hosts) host.connect(session.link(number, host), resumed);
@@ -270,10 +279,11 @@ export class BusRuntime implements BusTransportHandler {
     this.#o.transport.close();
     const session = this.#session;
     this.#session = undefined;
+    // Before any wait: the rings are unmapped, and the session must not touch them again.
+    session?.close();
     const entries = [...this.#attached.values()];
     if (forget)
       await Promise.all(entries.map((e) => this.#bounded((done) => e.host.disconnect(done), 'close').catch(() => {})));
-    session?.close();
     await Promise.all(entries.map((entry) => entry.backend.close()));
     for (const entry of entries) entry.recovery.close();
     this.#recovery.close();

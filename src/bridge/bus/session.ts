@@ -61,6 +61,7 @@ export class BusSession implements ChannelHandler {
     const channel = this.#channel;
     return {
       space: this.areas.spaceFor(host),
+      maxMessageSize: this.#o.connection.maxMessageSize,
       respond: (token, response) => channel.send(response, deviceNumber, token),
       fail: (token, name, error) => this.#fail(deviceNumber, token, transportRequests[name].id, 0, error),
       event: (event) => channel.send(event, deviceNumber, 0),

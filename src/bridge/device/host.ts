@@ -17,6 +17,8 @@ import { type DeviceEffect, type DeviceInput, initialState, isRunning, step } fr
 /** The way from a device to its driver, for one connection of the bus. */
 export interface DeviceLink {
   readonly space: AddressSpace;
+  /** Agreed with this guest, bytes; may be less than the bus allows. */
+  readonly maxMessageSize: number;
   respond(token: number, response: TransportResponse): void;
   /** The visible failure of a request. */
   fail(token: number, messageId: TransportRequest['name'], errno: ErrnoName): void;
@@ -46,6 +48,7 @@ interface PendingRequest {
  */
 export class DeviceHost implements AreaUser, BackendHost {
   readonly #o: DeviceHostOptions;
+  #model: DeviceModel;
   #state: DeviceState;
   #link: DeviceLink | undefined;
   readonly #runners = new Map<number, QueueRunner>();
@@ -61,6 +64,7 @@ export class DeviceHost implements AreaUser, BackendHost {
 
   constructor(options: DeviceHostOptions) {
     this.#o = options;
+    this.#model = options.model;
     this.#state = initialState(options.model, options.backend.description.config);
   }
 
@@ -94,6 +98,7 @@ export class DeviceHost implements AreaUser, BackendHost {
   /** A driver is there. `resume` keeps what the recovery memory holds; otherwise the device is in reset. */
   connect(link: DeviceLink, resume: boolean): void {
     this.#link = link;
+    this.#model = { ...this.#o.model, maxMessageSize: link.maxMessageSize };
     const { model, backend, recovery } = this.#o;
     const saved = resume ? recovery?.load(model, backend.description.config) : undefined;
     if (saved === undefined) {
@@ -178,6 +183,15 @@ export class DeviceHost implements AreaUser, BackendHost {
     return current;
   }
 
+  /** Ends every request that has no response yet, visibly. */
+  failRequests(error: ErrnoName): void {
+    const current = this.#endRequest();
+    if (current !== undefined) this.#link?.fail(current.token, current.request.name, error);
+    for (let next = this.#waiting.shift(); next !== undefined; next = this.#waiting.shift()) {
+      this.#link?.fail(next.token, next.request.name, error);
+    }
+  }
+
   #dropRequests(): void {
     this.#endRequest();
     this.#waiting.clear();
@@ -195,7 +209,7 @@ export class DeviceHost implements AreaUser, BackendHost {
   }
 
   #feed(input: DeviceInput): void {
-    const { state, effects } = step(this.#o.model, this.#state, input);
+    const { state, effects } = step(this.#model, this.#state, input);
     this.#setState(state);
     for (const effect of effects) this.#perform(effect);
   }

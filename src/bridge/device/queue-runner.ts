@@ -162,7 +162,7 @@ export class QueueRunner {
       earlier?.();
       done();
     };
-    if (this.#inFlight === 0 && !(this.#flushPlanned && mode === 'draining')) this.#ended();
+    if (this.#inFlight === 0 && !(this.#flushPlanned && this.#mode === 'draining')) this.#ended();
   }
 
   #ended(): void {

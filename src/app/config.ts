@@ -1,0 +1,171 @@
+import fs from 'node:fs';
+import path from 'node:path';
+import Type, { type Static } from 'typebox';
+import {
+  type Frozen,
+  findProblem,
+  idPattern,
+  type Kinds,
+  kindSchemas,
+  kinds,
+  withDefaults,
+} from '../bridge/commands.ts';
+import { VmsgError } from '../kit/errors.ts';
+import { limits } from '../kit/limits.ts';
+
+const strict = { additionalProperties: false } as const;
+const id = Type.String({ pattern: idPattern });
+const byId = <T extends Type.TSchema>(spec: T, description: string) =>
+  Type.Record(id, spec, { ...strict, default: {}, description });
+const file = (description: string) =>
+  Type.Optional(Type.String({ minLength: 1, pattern: '^[^\\u0000]+$', description }));
+const section = <T extends Type.TProperties>(fields: T) =>
+  Type.Optional(Type.Object(fields, { ...strict, default: {} }));
+
+/** The config file: types, validation, help and docs/config.md come from here. */
+export const configSchema = Type.Object(
+  {
+    stateDir: file('Directory of the desired state.'),
+    runtimeDir: file('Directory of sockets and of what is needed to resume after a restart.'),
+    api: section({
+      socket: file('Unix socket of the REST API.'),
+      socketMode: Type.Optional(
+        Type.String({ pattern: '^0[0-7]{3}$', default: '0660', description: 'Permission bits of the socket, octal.' }),
+      ),
+    }),
+    log: section({
+      level: Type.Optional(
+        Type.Enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'], {
+          default: 'info',
+          description: 'The least severe lines that are written.',
+        }),
+      ),
+    }),
+    lane: section({
+      mode: Type.Optional(
+        Type.Enum(['worker', 'inline'], {
+          default: 'worker',
+          description: 'Where guest messages are handled: in a thread of its own, or in the main one.',
+        }),
+      ),
+    }),
+    domains: Type.Optional(byId(kindSchemas.domains.spec, 'Domains by id.')),
+    buses: Type.Optional(byId(kindSchemas.buses.spec, 'Buses by id.')),
+    backends: Type.Optional(byId(kindSchemas.backends.spec, 'Backends by id.')),
+    attachments: Type.Optional(byId(kindSchemas.attachments.spec, 'Attachments by id.')),
+  },
+  strict,
+);
+
+export type ConfigFile = Frozen<Static<typeof configSchema>>;
+type LogLevel = NonNullable<NonNullable<ConfigFile['log']>['level']>;
+type LaneMode = NonNullable<NonNullable<ConfigFile['lane']>['mode']>;
+
+/** The config with every default filled in and every path absolute. */
+export interface Config {
+  readonly stateDir: string;
+  readonly runtimeDir: string;
+  readonly api: { readonly socket: string; readonly socketMode: number };
+  readonly log: { readonly level: LogLevel };
+  readonly lane: { readonly mode: LaneMode };
+  readonly objects: { readonly [K in keyof Kinds]: Readonly<Record<string, Kinds[K]['spec']>> };
+}
+
+/** What the defaults depend on. */
+export interface Surroundings {
+  readonly uid: number;
+  readonly home: string;
+  readonly tmpdir: string;
+  readonly env: Readonly<Record<string, string | undefined>>;
+}
+
+type Json = Record<string, unknown>;
+
+/**
+ * Reads a config file; without a path gives the defaults. Relative paths in the file count from its directory.
+ * @throws VmsgError `invalid-config` with the JSON pointer of the first wrong field
+ */
+export function loadConfig(configPath: string | undefined, surroundings: Surroundings): Config {
+  if (configPath === undefined) return resolveConfig({}, surroundings);
+  const absolute = path.resolve(configPath);
+  const content = withAbsolutePaths(parse(absolute, read(absolute)), path.dirname(absolute));
+  const problem = findProblem(configSchema, content);
+  if (problem !== null) throw wrong(absolute, problem.pointer, problem.message);
+  return resolveConfig(content as ConfigFile, surroundings);
+}
+
+const wrong = (where: string, pointer: string, message: string): VmsgError =>
+  new VmsgError('invalid-config', `${where}: ${pointer === '' ? '' : `${pointer} `}${message}`, { pointer });
+
+function read(absolute: string): Uint8Array {
+  try {
+    const { size } = fs.statSync(absolute);
+    if (size > limits.configFileMaxBytes) throw new Error(`it is larger than ${limits.configFileMaxBytes} bytes`);
+    return fs.readFileSync(absolute);
+  } catch (error) {
+    throw wrong(absolute, '', `cannot be read: ${(error as Error).message}`);
+  }
+}
+
+function parse(absolute: string, bytes: Uint8Array): unknown {
+  try {
+    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
+  } catch (error) {
+    throw wrong(absolute, '', `is not JSON: ${(error as Error).message}`);
+  }
+}
+
+const isObject = (value: unknown): value is Json =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+
+/** Resolves the fields that are paths, wherever they are strings; the schema judges the rest. */
+function withAbsolutePaths(content: unknown, directory: string): unknown {
+  if (!isObject(content)) return content;
+  const resolveFields = (object: unknown, fields: readonly string[]): unknown => {
+    if (!isObject(object)) return object;
+    const found = fields.filter((field) => typeof object[field] === 'string' && object[field] !== '');
+    const changes = found.map((field) => [field, path.resolve(directory, object[field] as string)]);
+    return { ...object, ...Object.fromEntries(changes) };
+  };
+  const result = resolveFields(content, ['stateDir', 'runtimeDir']) as Json;
+  if ('api' in content) result.api = resolveFields(content.api, ['socket']);
+  if (isObject(content.backends)) {
+    const backends = Object.entries(content.backends);
+    result.backends = Object.fromEntries(backends.map(([key, spec]) => [key, resolveFields(spec, ['path', 'source'])]));
+  }
+  return result;
+}
+
+type Filled = ConfigFile & {
+  readonly api: { readonly socket?: string; readonly socketMode: string };
+  readonly log: { readonly level: LogLevel };
+  readonly lane: { readonly mode: LaneMode };
+};
+
+function resolveConfig(content: ConfigFile, surroundings: Surroundings): Config {
+  const { api, log, lane } = withDefaults(configSchema, content) as Filled;
+  const runtimeDir = content.runtimeDir ?? defaultRuntimeDir(surroundings);
+  const objects = Object.fromEntries(kinds.map((kind) => [kind, content[kind] ?? {}]));
+  return {
+    stateDir: content.stateDir ?? defaultStateDir(surroundings),
+    runtimeDir,
+    api: { socket: api.socket ?? path.join(runtimeDir, 'api.sock'), socketMode: Number.parseInt(api.socketMode, 8) },
+    log,
+    lane,
+    objects: objects as unknown as Config['objects'],
+  };
+}
+
+/** The XDG rules: a relative path in such a variable is to be ignored. */
+const absoluteOr = (value: string | undefined, fallback: () => string): string =>
+  value !== undefined && path.isAbsolute(value) ? path.join(value, 'vmsg') : fallback();
+
+function defaultStateDir({ uid, home, env }: Surroundings): string {
+  if (uid === 0) return '/var/lib/vmsg';
+  return absoluteOr(env.XDG_STATE_HOME, () => path.join(home, '.local/state/vmsg'));
+}
+
+function defaultRuntimeDir({ uid, tmpdir, env }: Surroundings): string {
+  if (uid === 0) return '/run/vmsg';
+  return absoluteOr(env.XDG_RUNTIME_DIR, () => path.join(tmpdir, `vmsg-${uid}`));
+}

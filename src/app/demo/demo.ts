@@ -1,0 +1,155 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { pino } from 'pino';
+import type { Resource } from '../../bridge/commands.ts';
+import { Scope } from '../../kit/scope.ts';
+import { ApiClient } from '../cli/api-client.ts';
+import { exitCode } from '../cli/exit-codes.ts';
+import { type CliIo, resolvePath } from '../cli/io.ts';
+import { startService } from '../compose.ts';
+import { loadConfig } from '../config.ts';
+import { endSignal, surroundings } from '../serve.ts';
+import { GuestProcess } from './guest-process.ts';
+import { type DemoImage, makeImage, makeScratch, sha256Of, userImage } from './images.ts';
+import { humanBytes, Story } from './story.ts';
+import { TourReport } from './tour-report.ts';
+
+const help = `vmsg demo [--disk FILE] [--exit]
+
+Starts the service and a guest process, and shows the guest use devices over virtio-msg.
+  --disk FILE  the guest reads this file as its disk; it is never written
+  --exit       end after the tour instead of keeping the service up
+`;
+
+const bus = 'demo';
+const scratchAttachment = `${bus}.scratch`;
+
+/** `vmsg demo`. @returns exit code */
+export async function runDemo(args: string[], io: CliIo): Promise<number> {
+  const { values } = parseArgs({
+    args,
+    options: { disk: { type: 'string' }, exit: { type: 'boolean' }, help: { type: 'boolean' } },
+  });
+  if (values.help) {
+    io.stdout.write(help);
+    return exitCode.ok;
+  }
+  const scope = new Scope();
+  const directory = mkdtempSync(join(tmpdir(), 'vmsg-demo-'));
+  scope.defer(() => rmSync(directory, { recursive: true, force: true }));
+  const story = new Story(io, process.stdout.isTTY === true && io.stdout === process.stdout);
+  const ended = endSignal();
+  try {
+    const tour = runTour(
+      directory,
+      values.disk === undefined ? undefined : resolvePath(io, values.disk),
+      story,
+      io,
+      scope,
+    );
+    // Ctrl-C during the tour ends it as well.
+    const outcome = await Promise.race([tour, ended.then(() => undefined)]);
+    if (outcome === undefined) return exitCode.failed;
+    if (values.exit !== true) {
+      story.text(howToTryIt(outcome.apiSocket));
+      await ended;
+    }
+    await outcome.stop();
+    if (values.exit === true) io.stdout.write('demo: ok\n');
+    return exitCode.ok;
+  } finally {
+    scope.close();
+  }
+}
+
+interface Stage {
+  readonly apiSocket: string;
+  stop(): Promise<void>;
+}
+
+async function runTour(
+  directory: string,
+  disk: string | undefined,
+  story: Story,
+  io: CliIo,
+  scope: Scope,
+): Promise<Stage> {
+  story.chapter('The service starts');
+  const config = loadConfig(undefined, surroundings(io));
+  const service = await startService(
+    {
+      ...config,
+      stateDir: join(directory, 'state'),
+      runtimeDir: join(directory, 'run'),
+      api: { ...config.api, socket: join(directory, 'run', 'api.sock') },
+    },
+    pino({ level: 'warn' }, process.stderr),
+  );
+  const api = new ApiClient(service.apiSocket);
+  story.fact(`REST API on ${service.apiSocket}`);
+
+  story.chapter('Devices are defined and attached over REST');
+  const image = disk === undefined ? await makeImage(directory, io.env.PATH) : userImage(disk);
+  const scratch = makeScratch(directory);
+  await defineDevices(api, image, scratch, story);
+  const { body } = await api.call('GET', `/v1/buses/${bus}`);
+  const { address } = (body as Resource<'buses'>).status;
+
+  story.chapter('A guest process connects and looks around');
+  const hash = sha256Of(image.path);
+  // Awaited later: until then a failure must not count as unhandled.
+  hash.catch(() => {});
+  const guest = new GuestProcess(['--bus', address, '--bytes', String(image.sizeBytes)]);
+  scope.defer(() => guest.kill());
+  story.fact(`process ${guest.pid} on ${address}; it shares memory with the service, and nothing else`);
+  const report = new TourReport(story);
+  await guest.run(async (event) => {
+    report.tell(event);
+    if (event.event === 'waiting-for-hotplug') await replug(api, story);
+  });
+
+  story.chapter('What happened');
+  report.summary(await hash);
+  return service;
+}
+
+async function defineDevices(api: ApiClient, image: DemoImage, scratch: DemoImage, story: Story): Promise<void> {
+  const objects: ReadonlyArray<readonly [string, object]> = [
+    ['domains/guest', { description: 'the guest process of the demo' }],
+    [`buses/${bus}`, { domain: 'guest', transport: 'loopback', role: 'driver' }],
+    ['backends/disk', { type: 'blk', path: image.path, readOnly: true }],
+    ['backends/scratch', { type: 'blk', path: scratch.path }],
+    ['backends/rng', { type: 'rng' }],
+    [`attachments/${bus}.disk`, { bus, backend: 'disk' }],
+    [`attachments/${scratchAttachment}`, { bus, backend: 'scratch' }],
+    [`attachments/${bus}.rng`, { bus, backend: 'rng' }],
+  ];
+  for (const [path, spec] of objects) await api.call('PUT', `/v1/${path}`, spec);
+  story.fact(`disk: ${image.what}, ${humanBytes(image.sizeBytes)}, read-only`);
+  story.fact(`scratch: ${scratch.what}, ${humanBytes(scratch.sizeBytes)}, writable`);
+  story.fact('rng: the entropy of the kernel');
+}
+
+/** Takes the scratch disk away while the guest runs, and gives it back. */
+async function replug(api: ApiClient, story: Story): Promise<void> {
+  story.chapter('The scratch disk is unplugged and plugged in again over REST');
+  await api.call('DELETE', `/v1/attachments/${scratchAttachment}`);
+  story.fact(`DELETE /v1/attachments/${scratchAttachment}`);
+  const { body } = await api.call('PUT', `/v1/attachments/${scratchAttachment}`, { bus, backend: 'scratch' });
+  const { deviceNumber } = (body as Resource<'attachments'>).status;
+  story.fact(`PUT /v1/attachments/${scratchAttachment}: now device ${deviceNumber}`);
+}
+
+const howToTryIt = (socket: string): string => `
+The service stays up. In another terminal:
+
+  export VMSG_API=${socket}
+  npm run vmsg -- ls
+  npm run vmsg -- events
+  npm run vmsg -- guest enumerate --bus ${join(socket, '..', 'bus', `${bus}.sock`)}
+  curl --unix-socket ${socket} http://vmsg/v1/attachments
+
+Ctrl-C ends it and removes everything it made.
+`;

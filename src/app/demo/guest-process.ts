@@ -1,0 +1,44 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { CliError, exitCode } from '../cli/exit-codes.ts';
+
+/** One line of `vmsg guest tour`. */
+export interface TourEvent {
+  readonly event: string;
+  readonly [field: string]: unknown;
+}
+
+/** The guest as a process of its own, which shares nothing with the service but the bus. */
+export class GuestProcess {
+  readonly #child: ChildProcess;
+  #stderr = '';
+
+  constructor(args: readonly string[]) {
+    const program = fileURLToPath(new URL('../main.js', import.meta.url));
+    this.#child = spawn(process.execPath, [program, 'guest', 'tour', ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    this.#child.stderr?.on('data', (text) => {
+      this.#stderr += String(text);
+    });
+  }
+
+  get pid(): number {
+    return this.#child.pid ?? 0;
+  }
+
+  /** Passes every event on, in order; resolves when the guest has ended well. @throws CliError with what it said */
+  async run(onEvent: (event: TourEvent) => Promise<void>): Promise<void> {
+    const exited = new Promise<number>((resolve) => {
+      this.#child.once('exit', (code) => resolve(code ?? exitCode.failed));
+      this.#child.once('error', () => resolve(exitCode.failed));
+    });
+    for await (const line of createInterface({ input: this.#child.stdout! }))
+      await onEvent(JSON.parse(line) as TourEvent);
+    const code = await exited;
+    if (code !== 0) throw new CliError(code, `the guest failed: ${this.#stderr.trim() || `exit code ${code}`}`);
+  }
+
+  kill(): void {
+    this.#child.kill('SIGKILL');
+  }
+}

@@ -1,0 +1,318 @@
+import path from 'node:path';
+import type { Clock } from '../kit/clock.ts';
+import { toErrorData, VmsgError } from '../kit/errors.ts';
+import { limits } from '../kit/limits.ts';
+import type { Commands, Kind, Kinds, Page, Precondition, PutResult, Resource } from './commands.ts';
+import type { EventSource, ServiceEvent, Subscription } from './events.ts';
+import type { Lane, LaneBusSpec, LaneSnapshot } from './lane/protocol.ts';
+import { lowestFreeDomid } from './service/domids.ts';
+import { EventHub } from './service/event-hub.ts';
+import { type Entry, Inventory, makeEntry } from './service/inventory.ts';
+import { reportLaneEvent } from './service/lane-events.ts';
+import { LaneLink } from './service/lane-link.ts';
+import { ObjectLocks } from './service/locks.ts';
+import { type ConfiguredObjects, merge } from './service/merge.ts';
+import { locksFor, Reconciler, type ServiceLog } from './service/reconciler.ts';
+import {
+  checkAttachment,
+  checkChange,
+  checkLimits,
+  checkPrecondition,
+  checkReferences,
+  checkShape,
+  checkUnused,
+  checkWritable,
+  nameOf,
+} from './service/rules.ts';
+import { resourceOf, type StatusSources } from './service/status.ts';
+import type { Store, StoreState } from './store.ts';
+
+export type { ConfiguredObjects, ServiceLog };
+
+export interface ServiceOptions {
+  readonly lane: Lane;
+  readonly store: Store;
+  readonly clock: Clock;
+  /** Milliseconds since 1970, for the time of events. */
+  readonly wallMs: () => number;
+  readonly log: ServiceLog;
+  /** Objects of the config file. */
+  readonly configured: ConfiguredObjects;
+  /** Directory of the bus sockets; exists. */
+  readonly busDir: string;
+  /** Directory of the recovery directories, one for each bus. */
+  readonly recoveryDir: string;
+  /** User that the service runs as: admitted to every bus that names nobody. */
+  readonly uid: number;
+}
+
+/** The control plane: keeps the desired state, and the lane as it says. */
+export class Service implements Commands, EventSource {
+  readonly #options: ServiceOptions;
+  readonly #inventory = new Inventory();
+  readonly #locks = new ObjectLocks();
+  readonly #events: EventHub;
+  readonly #link: LaneLink;
+  readonly #reconciler: Reconciler;
+  #phase: 'starting' | 'running' | 'stopping' = 'starting';
+
+  constructor(options: ServiceOptions) {
+    this.#options = options;
+    this.#events = new EventHub(options.wallMs);
+    this.#link = new LaneLink(options.lane, (event) => {
+      if (event.type === 'lane-failed') this.#reconciler.stop();
+      reportLaneEvent(event, { inventory: this.#inventory, events: this.#events, log: options.log });
+    });
+    this.#reconciler = new Reconciler({
+      inventory: this.#inventory,
+      locks: this.#locks,
+      link: this.#link,
+      events: this.#events,
+      clock: options.clock,
+      log: options.log,
+      laneBusSpec: (entry) => this.#laneBusSpec(entry),
+    });
+  }
+
+  /**
+   * Merges the config file's objects with the stored ones, opens all buses and attaches their devices. Resolves after
+   * one try each: what fails shows why and is tried again.
+   * @throws VmsgError `system-call` when the store cannot be written, `limit-reached`
+   */
+  async start(): Promise<void> {
+    const { store, configured, log } = this.#options;
+    merge(this.#inventory, store, configured, (kind, id) => {
+      log.warn({ kind, id }, 'stored object is hidden by one of the same id in the config file');
+      this.#events.emit({ type: 'object-hidden', kind, object: id, data: {} });
+    });
+    const attached = new Set<Entry>();
+    await Promise.all(
+      [...this.#inventory.all('buses')].map(async (bus) => {
+        await this.#reconciler.attempt(bus);
+        for (const attachment of this.#inventory.attachmentsOf('buses', bus.id)) {
+          attached.add(attachment);
+          await this.#reconciler.attempt(attachment);
+        }
+      }),
+    );
+    for (const orphan of this.#inventory.all('attachments')) {
+      if (!attached.has(orphan)) await this.#reconciler.attempt(orphan);
+    }
+    await this.#reconciler.admitGuests();
+    if (this.#phase === 'starting') this.#phase = 'running';
+  }
+
+  /** Refuses new commands and lets the lane finish and release everything. Idempotent. */
+  async stop(): Promise<void> {
+    if (this.#phase === 'stopping') return;
+    this.#phase = 'stopping';
+    this.#reconciler.stop();
+    try {
+      if (this.#link.failure === null) await this.#link.call('shutdown', {});
+    } catch (error) {
+      this.#options.log.warn({ reason: toErrorData(error).message }, 'the lane did not shut down in order');
+    } finally {
+      this.#link.close();
+    }
+  }
+
+  readiness(): string | null {
+    if (this.#link.failure !== null) return `the lane failed: ${this.#link.failure}`;
+    return this.#phase === 'running' ? null : `the service is ${this.#phase}`;
+  }
+
+  subscribe(listener: (event: ServiceEvent) => void, after?: number): Subscription {
+    return this.#events.subscribe(listener, after);
+  }
+
+  async put<K extends Kind>(
+    kind: K,
+    id: string,
+    spec: Kinds[K]['spec'],
+    condition?: Precondition,
+  ): Promise<PutResult<K>> {
+    checkShape(kind, id, spec);
+    const { outcome, entry } = await this.#locks.run(locksFor(kind, id, spec), async () => {
+      this.#checkReady();
+      const existing = this.#inventory.get(kind, id) as Entry | undefined;
+      if (existing !== undefined) checkWritable(existing);
+      checkPrecondition(existing, condition, nameOf(kind, id));
+      if (existing === undefined) return { outcome: 'created' as const, entry: await this.#create(kind, id, spec) };
+      return { outcome: this.#change(existing, spec), entry: existing };
+    });
+    // The put is done: a lane that cannot be asked now only leaves the status without its numbers.
+    const snapshot = await this.#snapshotFor(kind).catch(() => null);
+    return { outcome, resource: resourceOf<K>(entry, this.#sources(snapshot)) };
+  }
+
+  async get<K extends Kind>(kind: K, id: string): Promise<Resource<K>> {
+    this.#visible(kind, id);
+    const snapshot = await this.#snapshotFor(kind);
+    return resourceOf<K>(this.#visible(kind, id), this.#sources(snapshot));
+  }
+
+  async list<K extends Kind>(
+    kind: K,
+    { limit, after }: { readonly limit: number; readonly after?: string },
+  ): Promise<Page<K>> {
+    if (!Number.isInteger(limit) || limit < 1 || limit > limits.apiPageMaxItems) {
+      throw new VmsgError('invalid-request', `limit must be 1 to ${limits.apiPageMaxItems}`);
+    }
+    const snapshot = await this.#snapshotFor(kind);
+    const entries = [...(this.#inventory.all(kind) as Iterable<Entry>)]
+      .filter(({ id, phase }) => phase !== 'creating' && (after === undefined || id > after))
+      .sort((a, b) => (a.id < b.id ? -1 : 1));
+    const page = entries.slice(0, limit);
+    const sources = this.#sources(snapshot);
+    return {
+      items: page.map((entry) => resourceOf<K>(entry, sources)),
+      next: entries.length > limit ? (page.at(-1)?.id ?? null) : null,
+    };
+  }
+
+  async delete(kind: Kind, id: string, condition?: Precondition): Promise<void> {
+    await this.#locks.run(locksFor(kind, id), async () => {
+      this.#checkReady();
+      const entry = this.#visible(kind, id);
+      checkWritable(entry);
+      checkPrecondition(entry, condition, nameOf(kind, id));
+      checkUnused(this.#inventory, entry);
+      await this.#remove(entry);
+    });
+  }
+
+  async #create<K extends Kind>(kind: K, id: string, spec: Kinds[K]['spec']): Promise<Entry> {
+    const inventory = this.#inventory;
+    checkLimits(inventory, kind);
+    checkReferences(inventory, kind, spec);
+    const revision = this.#options.store.state.lastRevision;
+    const entry = makeEntry({ kind, id, origin: 'api', revision, spec, phase: 'creating' });
+    if (entry.kind === 'attachments') checkAttachment(inventory, id, entry.spec, () => true);
+    // Reserved from here on: others see it in the rules while the lane works.
+    inventory.add(entry);
+    try {
+      await this.#reconciler.enter(entry);
+      this.#save(entry);
+    } catch (error) {
+      await this.#reconciler.leave(entry).catch((cause) => {
+        this.#options.log.warn({ kind, id, reason: toErrorData(cause).message }, 'refused object is still in the lane');
+      });
+      inventory.remove(entry);
+      throw error;
+    }
+    entry.phase = 'present';
+    this.#report('object-created', entry);
+    this.#reconciler.announce(entry);
+    this.#reconciler.kick(inventory.users(kind, id));
+    return entry;
+  }
+
+  #change(entry: Entry, spec: Kinds[Kind]['spec']): 'unchanged' | 'updated' {
+    const outcome = checkChange(this.#inventory, entry, spec);
+    if (outcome === 'unchanged') return outcome;
+    this.#save({ ...entry, spec } as Entry);
+    entry.spec = spec;
+    entry.revision = this.#options.store.state.lastRevision;
+    this.#report('object-updated', entry);
+    return outcome;
+  }
+
+  async #remove(entry: Entry): Promise<void> {
+    const { kind, id } = entry;
+    entry.phase = 'deleting';
+    try {
+      if (kind === 'attachments') this.#reconciler.announce(entry);
+      await this.#reconciler.leave(entry);
+      this.#options.store.commit((draft) => {
+        draft.objects[kind].delete(id);
+        if (kind === 'domains') draft.domids.delete(id);
+      });
+    } catch (error) {
+      entry.phase = 'present';
+      if (kind === 'attachments') this.#reconciler.announce(entry);
+      if (entry.lane.state === 'out') this.#reconciler.retry(entry);
+      throw error;
+    }
+    this.#inventory.remove(entry);
+    this.#report('object-deleted', entry);
+    if (entry.kind !== 'attachments') return;
+    // What it held, a disk or a device number, may be what another one waits for.
+    this.#reconciler.kick(this.#inventory.users('buses', entry.spec.bus));
+    this.#reconciler.kick(this.#inventory.users('backends', entry.spec.backend));
+  }
+
+  /** Makes an object of the API durable under the next revision. */
+  #save(entry: Entry): void {
+    const { kind, id, spec } = entry;
+    this.#options.store.commit((draft) => {
+      draft.lastRevision += 1;
+      (draft.objects[kind] as StoreState['objects'][Kind]).set(id, { revision: draft.lastRevision, spec } as never);
+      if (kind === 'domains' && !draft.domids.has(id)) draft.domids.set(id, lowestFreeDomid(draft.domids));
+    });
+    entry.revision = this.#options.store.state.lastRevision;
+  }
+
+  #visible(kind: Kind, id: string): Entry {
+    const entry = this.#inventory.get(kind, id);
+    if (entry === undefined || entry.phase === 'creating') {
+      throw new VmsgError('not-found', `${nameOf(kind, id)} does not exist`);
+    }
+    return entry;
+  }
+
+  #checkReady(): void {
+    const reason = this.readiness();
+    if (reason !== null) throw new VmsgError('unavailable', reason);
+  }
+
+  /** Domains and backends have nothing in the lane. */
+  async #snapshotFor(kind: Kind): Promise<LaneSnapshot | null> {
+    const inLane = kind === 'buses' || kind === 'attachments';
+    return inLane && this.#phase !== 'stopping' && this.#link.failure === null ? this.#link.snapshot() : null;
+  }
+
+  #sources(snapshot: LaneSnapshot | null): StatusSources {
+    return {
+      inventory: this.#inventory,
+      snapshot,
+      laneFailure: this.#link.failure,
+      domidOf: (domain) => this.#options.store.state.domids.get(domain) ?? 0,
+      addressOf: (bus) => this.#addressOf(bus),
+    };
+  }
+
+  #addressOf(bus: string): string {
+    return path.join(this.#options.busDir, `${bus}.sock`);
+  }
+
+  #laneBusSpec({ id, spec }: Entry<'buses'>): LaneBusSpec {
+    const { store, recoveryDir, uid } = this.#options;
+    const socketPath = this.#addressOf(id);
+    if (Buffer.byteLength(socketPath) > limits.unixSocketPathMaxBytes) {
+      const most = `${limits.unixSocketPathMaxBytes} bytes, the most a Unix socket can have`;
+      throw new VmsgError(
+        'invalid-request',
+        `the socket path ${socketPath} is longer than ${most}: choose a shorter id`,
+      );
+    }
+    const admittedUids = spec.admittedUids ?? [...new Set([uid, 0])];
+    return {
+      bus: id,
+      transport: spec.transport,
+      domid: store.state.domids.get(spec.domain) ?? 0,
+      socketPath,
+      // The kernel tells who connects; the mode only has to let everybody through who may be admitted.
+      socketMode: admittedUids.every((admitted) => admitted === uid || admitted === 0) ? 0o600 : 0o666,
+      admittedUids,
+      maxMessageSizeBytes: spec.maxMessageSizeBytes ?? limits.messageSizeDefaultBytes,
+      ringMaxBytes: limits.ringMaxBytes,
+      recoveryDir: path.join(recoveryDir, id),
+    };
+  }
+
+  #report(type: 'object-created' | 'object-updated' | 'object-deleted', entry: Entry): void {
+    const { kind, id, revision } = entry;
+    this.#events.emit({ type, kind, object: id, data: { revision } });
+    this.#options.log.info({ kind, id, revision }, type);
+  }
+}

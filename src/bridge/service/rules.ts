@@ -1,0 +1,141 @@
+import { isDeepStrictEqual } from 'node:util';
+import { VmsgError } from '../../kit/errors.ts';
+import { limits } from '../../kit/limits.ts';
+import {
+  type AttachmentSpec,
+  type BackendSpec,
+  findProblem,
+  idSchema,
+  type Kind,
+  type Kinds,
+  kindSchemas,
+  type Precondition,
+  withDefaults,
+} from '../commands.ts';
+import { type Entry, type Inventory, referencesOf } from './inventory.ts';
+
+/** Which other objects stand in the way of one: for a new one all, for one that is tried again those in the lane. */
+export type Holder = (other: Entry) => boolean;
+
+const singular: Readonly<Record<Kind, string>> = {
+  domains: 'domain',
+  buses: 'bus',
+  backends: 'backend',
+  attachments: 'attachment',
+};
+
+/** An object in words: `bus "b0"`. */
+export const nameOf = (kind: Kind, id: string): string => `${singular[kind]} "${id}"`;
+
+const listed = (entries: readonly Entry[]): string => {
+  const names = entries.slice(0, 5).map(({ kind, id }) => nameOf(kind, id));
+  return names.join(', ') + (entries.length > names.length ? ` and ${entries.length - names.length} more` : '');
+};
+
+/** @throws VmsgError `invalid-request` */
+export function checkShape(kind: Kind, id: string, spec: unknown): void {
+  const wrongId = findProblem(idSchema, id);
+  if (wrongId !== null) throw new VmsgError('invalid-request', `the id ${wrongId.message}`);
+  const problem = findProblem(kindSchemas[kind].spec, spec);
+  if (problem === null) return;
+  const field = problem.pointer === '' ? 'the body' : problem.pointer.slice(1);
+  throw new VmsgError('invalid-request', `${field} ${problem.message}`, { pointer: problem.pointer });
+}
+
+/** @throws VmsgError `precondition-failed` */
+export function checkPrecondition(entry: Entry | undefined, condition: Precondition | undefined, what: string): void {
+  if (condition === undefined) return;
+  if (condition === 'absent') {
+    if (entry !== undefined) throw new VmsgError('precondition-failed', `${what} exists`);
+    return;
+  }
+  if (entry === undefined) throw new VmsgError('precondition-failed', `${what} does not exist`);
+  if (condition !== 'exists' && condition !== entry.revision) {
+    throw new VmsgError('precondition-failed', `${what} has the revision ${entry.revision}, not ${condition}`);
+  }
+}
+
+/** @throws VmsgError `limit-reached` */
+export function checkLimits(inventory: Inventory, kind: Kind): void {
+  const most = {
+    domains: limits.domainsMax,
+    buses: limits.busesMax,
+    backends: limits.backendsMax,
+    attachments: limits.attachmentsMax,
+  }[kind];
+  if (inventory.count(kind) >= most)
+    throw new VmsgError('limit-reached', `there are ${most} ${kind}, the most allowed`);
+}
+
+/** @throws VmsgError `missing-reference` with the pointer of the field */
+export function checkReferences(inventory: Inventory, kind: Kind, spec: Kinds[Kind]['spec']): void {
+  for (const { field, kind: target, id } of referencesOf(kind, spec)) {
+    if (inventory.get(target, id) === undefined) {
+      throw new VmsgError('missing-reference', `${nameOf(target, id)} does not exist`, { pointer: `/${field}` });
+    }
+  }
+}
+
+/**
+ * What may not be shared between attachments: a writable disk, a device number of a bus, room on the bus.
+ * @throws VmsgError `backend-busy`, `device-number-taken`, `limit-reached`
+ */
+export function checkAttachment(inventory: Inventory, id: string, spec: AttachmentSpec, holder: Holder): void {
+  const others = (kind: 'buses' | 'backends', target: string) =>
+    inventory.attachmentsOf(kind, target).filter((other) => other.id !== id && holder(other));
+  const backend = inventory.get('backends', spec.backend);
+  const [user] = others('backends', spec.backend);
+  if (backend !== undefined && user !== undefined && !isShareable(backend.spec)) {
+    const message = `${nameOf('backends', spec.backend)} is writable and belongs to ${nameOf('attachments', user.id)}`;
+    throw new VmsgError('backend-busy', message, { pointer: '/backend' });
+  }
+  const neighbours = others('buses', spec.bus);
+  if (neighbours.length >= limits.devicesPerBus) {
+    throw new VmsgError('limit-reached', `${nameOf('buses', spec.bus)} has ${limits.devicesPerBus} devices`);
+  }
+  const wanted = spec.deviceNumber;
+  if (wanted === undefined) return;
+  const taker = neighbours.find((other) => other.spec.deviceNumber === wanted || other.lane.deviceNumber === wanted);
+  if (taker !== undefined) {
+    const message = `device number ${wanted} of ${nameOf('buses', spec.bus)} belongs to ${nameOf('attachments', taker.id)}`;
+    throw new VmsgError('device-number-taken', message, { pointer: '/deviceNumber' });
+  }
+}
+
+const isShareable = (spec: BackendSpec): boolean => spec.type === 'rng' || spec.readOnly === true;
+
+/**
+ * Whether a put changes an object. Absent fields count as their defaults.
+ * @throws VmsgError `immutable` with the pointer of the first field that may not change, `in-use`
+ */
+export function checkChange(inventory: Inventory, entry: Entry, next: Kinds[Kind]['spec']): 'unchanged' | 'updated' {
+  const schema = kindSchemas[entry.kind].spec;
+  const [before, after] = [withDefaults(schema, entry.spec), withDefaults(schema, next)] as Record<string, unknown>[];
+  if (isDeepStrictEqual(before, after)) return 'unchanged';
+  if (entry.kind === 'domains') return 'updated';
+  if (entry.kind === 'backends') {
+    const users = inventory.users('backends', entry.id);
+    if (users.length === 0) return 'updated';
+    throw new VmsgError('in-use', `${nameOf('backends', entry.id)} is used by ${listed(users)}`);
+  }
+  const fields = Object.keys({ ...before, ...after });
+  const field = fields.find((name) => !isDeepStrictEqual(before?.[name], after?.[name]));
+  throw new VmsgError('immutable', `${field} of ${nameOf(entry.kind, entry.id)} cannot change`, {
+    pointer: `/${field}`,
+  });
+}
+
+/** @throws VmsgError `in-use` naming the users */
+export function checkUnused(inventory: Inventory, entry: Entry): void {
+  const users = inventory.users(entry.kind, entry.id);
+  if (users.length > 0) {
+    throw new VmsgError('in-use', `${nameOf(entry.kind, entry.id)} is used by ${listed(users)}`);
+  }
+}
+
+/** @throws VmsgError `config-owned` */
+export function checkWritable(entry: Entry): void {
+  if (entry.origin === 'config') {
+    throw new VmsgError('config-owned', `${nameOf(entry.kind, entry.id)} comes from the config file`);
+  }
+}

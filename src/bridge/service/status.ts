@@ -1,0 +1,123 @@
+import { describeStatus, status as statusBits } from '../../virtio/status.ts';
+import type { AttachmentStatus, BackendStatus, BusStatus, DomainStatus, Kind, Resource } from '../commands.ts';
+import type { BusSnapshot, ChannelCounters, DeviceSnapshot, LaneSnapshot } from '../lane/protocol.ts';
+import type { Entry, Inventory } from './inventory.ts';
+
+/** What a status is made from. */
+export interface StatusSources {
+  readonly inventory: Inventory;
+  /** Null when the lane could not be asked. */
+  readonly snapshot: LaneSnapshot | null;
+  readonly laneFailure: string | null;
+  readonly domidOf: (domain: string) => number;
+  readonly addressOf: (bus: string) => string;
+}
+
+const noCounters: ChannelCounters = {
+  messagesIn: 0,
+  messagesOut: 0,
+  doorbellsIn: 0,
+  doorbellsOut: 0,
+  malformed: 0,
+  dropped: 0,
+  failures: 0,
+};
+
+export const hex = (value: bigint): string => `0x${value.toString(16)}`;
+
+/** Names of the virtio status bits that are set. */
+export const statusNames = (status: number): string[] => (status === 0 ? [] : describeStatus(status).split('|'));
+
+/** The object as a client sees it. */
+export function resourceOf<K extends Kind>(entry: Entry, sources: StatusSources): Resource<K> {
+  const { id, kind, origin, revision, spec } = entry;
+  return { id, kind, origin, revision, spec, status: statusOf(entry, sources) } as Resource as Resource<K>;
+}
+
+function statusOf(entry: Entry, sources: StatusSources): Resource['status'] {
+  switch (entry.kind) {
+    case 'domains':
+      return domainStatus(entry, sources);
+    case 'buses':
+      return busStatus(entry, sources);
+    case 'backends':
+      return backendStatus(entry, sources);
+    case 'attachments':
+      return attachmentStatus(entry, sources);
+  }
+}
+
+const visibleIds = (entries: readonly Entry[]): string[] =>
+  entries
+    .filter(({ phase }) => phase !== 'creating')
+    .map(({ id }) => id)
+    .sort();
+
+function domainStatus({ id }: Entry, { inventory, domidOf }: StatusSources): DomainStatus {
+  return { domid: domidOf(id), buses: visibleIds(inventory.users('domains', id)) };
+}
+
+function backendStatus({ id, spec }: Entry<'backends'>, { inventory }: StatusSources): BackendStatus {
+  return { deviceType: spec.type, attachments: visibleIds(inventory.users('backends', id)) };
+}
+
+const busIn = (snapshot: LaneSnapshot | null, id: string): BusSnapshot | undefined =>
+  snapshot?.buses.find(({ bus }) => bus === id);
+
+function busStatus(entry: Entry<'buses'>, sources: StatusSources): BusStatus {
+  const bus = busIn(sources.snapshot, entry.id);
+  return {
+    ...busState(entry, bus, sources.laneFailure),
+    address: sources.addressOf(entry.id),
+    epoch: hex(bus?.epoch ?? 0n),
+    peer: bus?.peer ?? null,
+    counters: bus?.counters ?? noCounters,
+    regions: bus?.regions ?? 0,
+    regionBytes: bus?.regionBytes ?? 0,
+    regionsDraining: bus?.regionsDraining ?? 0,
+    attachments: visibleIds(sources.inventory.users('buses', entry.id)),
+  };
+}
+
+function busState(
+  { lane }: Entry<'buses'>,
+  bus: BusSnapshot | undefined,
+  laneFailure: string | null,
+): Pick<BusStatus, 'state' | 'reason'> {
+  if (laneFailure !== null) return { state: 'failed', reason: `the lane failed: ${laneFailure}` };
+  if (lane.state === 'in') return { state: bus?.state ?? 'listening', reason: null };
+  return { state: lane.reason === null ? 'pending' : 'failed', reason: lane.reason };
+}
+
+function attachmentStatus(entry: Entry<'attachments'>, sources: StatusSources): AttachmentStatus {
+  const bus = busIn(sources.snapshot, entry.spec.bus);
+  const device = bus?.devices.find(({ attachment }) => attachment === entry.id);
+  return {
+    ...attachmentState(entry, device, sources.laneFailure),
+    deviceNumber: entry.lane.deviceNumber,
+    deviceType: sources.inventory.get('backends', entry.spec.backend)?.spec.type ?? 'unknown',
+    deviceStatus: statusNames(device?.status ?? 0),
+    recovery: 'resume',
+    dataPath: 'direct',
+    epoch: hex(bus?.epoch ?? 0n),
+    queues: device?.queues ?? [],
+    requests: device?.requests ?? 0,
+    bytes: device?.bytes ?? 0,
+  };
+}
+
+function attachmentState(
+  { lane, phase }: Entry<'attachments'>,
+  device: DeviceSnapshot | undefined,
+  laneFailure: string | null,
+): Pick<AttachmentStatus, 'state' | 'reason'> {
+  if (laneFailure !== null) return { state: 'failed', reason: `the lane failed: ${laneFailure}` };
+  if (phase === 'deleting') return { state: 'detaching', reason: null };
+  if (lane.state !== 'in') return { state: lane.reason === null ? 'pending' : 'failed', reason: lane.reason };
+  const degraded = device === undefined ? lane.degraded : isDegraded(device);
+  return { state: degraded ? 'degraded' : 'active', reason: device?.reason ?? null };
+}
+
+/** Whether a device cannot serve its guest before a reset. */
+export const isDegraded = ({ status, reason }: Pick<DeviceSnapshot, 'status' | 'reason'>): boolean =>
+  (status & statusBits.DEVICE_NEEDS_RESET) !== 0 || reason !== null;

@@ -1,0 +1,26 @@
+/**
+ * Drives virtio devices from a guest process, over virtio-msg. Start with `connect`, then `BlkDriver.open` or
+ * `RngDriver.open`, or `VirtioDevice.open` for a driver of your own. See docs/guest.md.
+ */
+export { type ErrorCode, VmsgError } from '../kit/errors.ts';
+export { FeatureSet, feature } from '../virtio/features.ts';
+export { BlkDriver, type BlkEvents, type BlkOptions } from './blk.ts';
+export type { BlkStreamOptions } from './blk-stream.ts';
+export { GuestBus } from './bus.ts';
+export type { BusEvents, BusOptions, BusStatistics } from './bus-types.ts';
+export { type ConnectOptions, connect } from './connect.ts';
+export { type DeviceEvents, type DeviceOptions, VirtioDevice } from './device.ts';
+export { type DeviceInfo, deviceInfo } from './device-info.ts';
+export { offeredFeatures } from './feature-blocks.ts';
+export { type LoopbackOptions, loopbackFactory } from './loopback-transport.ts';
+export { type BusRange, GuestBuffer, GuestMemory } from './memory.ts';
+export type { QueueOptions, VirtQueue } from './queue.ts';
+export { RngDriver } from './rng.ts';
+export type {
+  GuestTransport,
+  ResumePoint,
+  TransportCounters,
+  TransportFactory,
+  TransportHandlers,
+  TransportTerms,
+} from './transport.ts';

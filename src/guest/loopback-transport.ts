@@ -1,0 +1,198 @@
+import { type Clock, systemClock } from '../kit/clock.ts';
+import { VmsgError } from '../kit/errors.ts';
+import { limits } from '../kit/limits.ts';
+import { type Scheduler, systemScheduler } from '../kit/scheduler.ts';
+import { Scope } from '../kit/scope.ts';
+import { drainDoorbell, ringDoorbell } from '../libc/doorbell.ts';
+import { Messenger } from '../libc/messenger.ts';
+import { LoopPoller, type Poller, type Watch } from '../libc/poll.ts';
+import { descriptors, headOf, packetType } from '../virtio-msg/loopback-handshake.ts';
+import { RingConsumer, RingProducer } from '../virtio-msg/ring.ts';
+import { encode } from '../wire/layout.ts';
+import { type Established, handshake, packetTypeOf, refusalError } from './loopback-handshake.ts';
+import type {
+  GuestTransport,
+  TransportCounters,
+  TransportFactory,
+  TransportHandlers,
+  TransportTerms,
+} from './transport.ts';
+
+export interface LoopbackOptions {
+  /** Path of the bus's Unix socket, at most 107 bytes. */
+  readonly path: string;
+  /** Largest message this guest handles, bytes: 52..65535; 264 by default. */
+  readonly maxMessageSize?: number;
+  /** Messages that a ring holds; 255 by default, less when the service allows only smaller rings. */
+  readonly ringSlots?: number;
+  readonly clock?: Clock;
+  readonly poller?: Poller;
+  readonly scheduler?: Scheduler;
+}
+
+const defaultRingSlots = 255;
+
+/** Makes connections to one loopback bus (docs/protocol/loopback.md). */
+export function loopbackFactory(options: LoopbackOptions): TransportFactory {
+  const { path, maxMessageSize = limits.messageSizeMaxBytes, ringSlots = defaultRingSlots } = options;
+  const clock = options.clock ?? systemClock;
+  const poller = options.poller ?? new LoopPoller();
+  const scheduler = options.scheduler ?? systemScheduler;
+  return async (resume, onTerms) => {
+    if (maxMessageSize < limits.messageSizeMinBytes || maxMessageSize > 0xffff) {
+      throw new VmsgError('invalid-request', `a message size of ${maxMessageSize} bytes is not possible`);
+    }
+    const scope = new Scope();
+    try {
+      const messenger = scope.own(new Messenger(limits.handshakeMessageMaxBytes, limits.fdsPerMessage));
+      const parts = { path, clock, poller, messenger, maxMessageSize, ringSlots, resume, onTerms };
+      const established = await handshake(parts, scope);
+      return new LoopbackTransport(established, messenger, poller, scheduler, scope);
+    } catch (error) {
+      scope.close();
+      throw error;
+    }
+  };
+}
+
+class LoopbackTransport implements GuestTransport {
+  readonly terms: TransportTerms;
+  readonly counters: TransportCounters = { doorbellsIn: 0, doorbellsOut: 0 };
+  readonly #established: Established;
+  readonly #messenger: Messenger;
+  readonly #poller: Poller;
+  readonly #scheduler: Scheduler;
+  readonly #scope: Scope;
+  readonly #producer: RingProducer;
+  readonly #consumer: RingConsumer;
+  readonly #slot: Uint8Array;
+  #handlers: TransportHandlers | undefined;
+  #doorbellWatch: Watch | undefined;
+  #nextDescriptor = 0;
+  #draining = false;
+
+  constructor(established: Established, messenger: Messenger, poller: Poller, scheduler: Scheduler, scope: Scope) {
+    this.#established = established;
+    this.#messenger = messenger;
+    this.#poller = poller;
+    this.#scheduler = scheduler;
+    this.#scope = scope;
+    this.terms = established.terms;
+    const { toService, toGuest, slotSize, sleepWords } = established;
+    this.#producer = new RingProducer(toService, slotSize, sleepWords);
+    this.#consumer = new RingConsumer(toGuest, slotSize, sleepWords);
+    this.#slot = new Uint8Array(slotSize);
+  }
+
+  start(handlers: TransportHandlers): void {
+    this.#handlers = handlers;
+    const { control, doorbell } = this.#established;
+    const controlWatch = this.#poller.watch(control.number, () => this.#onControl());
+    this.#scope.own(controlWatch);
+    const watch = this.#poller.watch(doorbell.number, () => this.#onDoorbell());
+    this.#doorbellWatch = this.#scope.own(watch);
+    this.#drain();
+  }
+
+  sendFrame(frame: Uint8Array): 'sent' | 'full' {
+    if (this.#scope.closed) return 'sent';
+    const result = this.#producer.push(frame);
+    if (result === 'full') return 'full';
+    if (result === 'broken') {
+      // Not from within the caller, who is in the middle of something.
+      this.#scheduler.later(() => this.#lose(brokenRing()));
+      return 'sent';
+    }
+    if (this.#producer.publish()) this.#ring();
+    return 'sent';
+  }
+
+  sendDescriptors(fds: readonly number[]): number {
+    if (this.#scope.closed) throw new VmsgError('bus-lost', 'the bus connection ended');
+    const first = this.#nextDescriptor;
+    const packet = new Uint8Array(descriptors.size);
+    encode(descriptors, { ...headOf(packetType.descriptors), first, count: fds.length }, packet);
+    const result = this.#messenger.send(this.#established.control.number, packet, fds);
+    if (result === 'full') throw new VmsgError('unavailable', 'the service takes no descriptors now');
+    if (result === 'gone') throw new VmsgError('bus-lost', 'the bus connection ended');
+    this.#nextDescriptor = (first + fds.length) >>> 0;
+    return first;
+  }
+
+  #ring(): void {
+    this.counters.doorbellsOut += 1;
+    // A peer that is gone shows on the control socket.
+    ringDoorbell(this.#established.doorbell.number);
+  }
+
+  #onDoorbell(): void {
+    this.counters.doorbellsIn += 1;
+    // What stays in the socket calls again.
+    if (drainDoorbell(this.#established.doorbell.number, limits.guestDoorbellReads) === 'closed') {
+      this.#doorbellWatch?.pause();
+    }
+    this.#handlers?.onRoom();
+    this.#drain();
+  }
+
+  /** Takes a bounded batch, then lets others have their turn. */
+  #drain(): void {
+    if (this.#draining) return;
+    this.#draining = true;
+    for (let i = 0; i < limits.channelBatchMessages; i++) {
+      if (this.#scope.closed) return;
+      const result = this.#consumer.pop(this.#slot);
+      if (result === 'broken') {
+        this.#lose(brokenRing());
+        return;
+      }
+      if (result === 'message') this.#handlers?.onFrame(this.#slot);
+      else {
+        this.#release();
+        if (this.#consumer.sleep()) {
+          this.#draining = false;
+          return;
+        }
+      }
+    }
+    if (this.#scope.closed) return;
+    this.#release();
+    this.#scheduler.later(() => {
+      this.#draining = false;
+      if (this.#scope.closed) return;
+      this.#handlers?.onRoom();
+      this.#drain();
+    });
+  }
+
+  #release(): void {
+    if (this.#consumer.release()) this.#ring();
+  }
+
+  /** After READY the service says nothing on the socket but why it ends the connection. */
+  #onControl(): void {
+    const received = this.#messenger.receive(this.#established.control.number);
+    if (received === 'empty') return;
+    if (received === 'closed') {
+      this.#lose(new VmsgError('bus-lost', 'the service closed the connection'));
+      return;
+    }
+    for (const fd of received.fds) fd.close();
+    const isRefusal = packetTypeOf(received.bytes) === packetType.refused;
+    this.#lose(isRefusal ? refusalError(received.bytes) : new VmsgError('protocol-violation', 'unexpected packet'));
+  }
+
+  #lose(error: Error): void {
+    if (this.#scope.closed) return;
+    const handlers = this.#handlers;
+    this.close();
+    handlers?.onLost(error);
+  }
+
+  close(): void {
+    this.#handlers = undefined;
+    this.#scope.close();
+  }
+}
+
+const brokenRing = (): VmsgError => new VmsgError('protocol-violation', 'the service wrote an invalid ring index');

@@ -1,0 +1,137 @@
+import assert from 'node:assert/strict';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { BlkDriver, connect } from '../../src/guest/index.ts';
+import { SeededRandom } from '../support/random.ts';
+import { ServiceHome, type ServiceProcess } from '../support/service-process.ts';
+
+const kills = 50;
+const blockBytes = 4096;
+const blocks = 256;
+const buses = ['messages', 'descriptors'] as const;
+
+const home = new ServiceHome({
+  domains: { guests: {} },
+  buses: Object.fromEntries(buses.map((bus) => [bus, { domain: 'guests', transport: 'loopback', role: 'driver' }])),
+  backends: Object.fromEntries(buses.map((bus) => [bus, { type: 'blk', path: `${bus}.img` }])),
+  // No device numbers: they have to be found again by what is left of the last run.
+  attachments: Object.fromEntries(buses.map((bus) => [bus, { bus, backend: bus }])),
+});
+const imageOf = (bus: string): string => join(home.directory, `${bus}.img`);
+
+let service: ServiceProcess;
+before(async () => {
+  for (const bus of buses) writeFileSync(imageOf(bus), Buffer.alloc(blocks * blockBytes));
+  service = await home.start();
+});
+after(async () => {
+  await service.kill();
+  home.remove();
+});
+
+const contentOf = (block: number, version: number): Uint8Array => {
+  const words = new Uint32Array(blockBytes / 4);
+  for (let i = 0; i < words.length; i++) words[i] = Math.imul(block * 65537 + version, i + 1);
+  return new Uint8Array(words.buffer);
+};
+
+/**
+ * Writes ever newer versions of blocks, several blocks at a time, each version right after the acknowledgement of the
+ * one before: a request that is done again after its acknowledgement brings an old version back.
+ */
+class VersionedLoad {
+  readonly versions = new Array<number>(blocks).fill(0);
+  submitted = 0;
+  acknowledged = 0;
+  #going = true;
+  readonly #blk: BlkDriver;
+
+  constructor(blk: BlkDriver) {
+    this.#blk = blk;
+  }
+
+  stop(): void {
+    this.#going = false;
+  }
+
+  async run(lane: number, lanes: number, random: SeededRandom): Promise<void> {
+    while (this.#going) {
+      const block = lane + lanes * random.below(blocks / lanes);
+      const version = this.versions[block]! + 1;
+      this.submitted += 1;
+      if (random.below(4) === 0) {
+        const found = await this.#blk.read(block * (blockBytes / 512), blockBytes);
+        assert.deepEqual(found, this.#expected(block), `block ${block} has version ${version - 1}`);
+      } else {
+        await this.#blk.write(block * (blockBytes / 512), contentOf(block, version));
+        this.versions[block] = version;
+      }
+      this.acknowledged += 1;
+      if (random.below(8) === 0) await this.#blk.flush();
+    }
+  }
+
+  #expected(block: number): Uint8Array {
+    const version = this.versions[block]!;
+    return version === 0 ? new Uint8Array(blockBytes) : contentOf(block, version);
+  }
+
+  check(image: Uint8Array): void {
+    for (let block = 0; block < blocks; block++) {
+      const found = image.subarray(block * blockBytes, (block + 1) * blockBytes);
+      assert.deepEqual(new Uint8Array(found), this.#expected(block), `block ${block} of the file`);
+    }
+  }
+}
+
+test(`the service is killed ${kills} times; guests resume, nothing acknowledged is lost or done twice`, async (t) => {
+  const guests = await Promise.all(
+    buses.map(async (notify) => {
+      const bus = await connect({ path: home.busPath(notify), reconnect: { totalMs: 60_000 } });
+      let resumed = 0;
+      bus.on('reconnected', (event) => {
+        assert.ok(event.resumed, 'the devices kept their state');
+        resumed += 1;
+      });
+      const [number = 0] = await bus.devices();
+      const load = new VersionedLoad(await BlkDriver.open(bus, number, { notify, depth: 16 }));
+      const running = Promise.all(Array.from({ length: 8 }, (_, i) => load.run(i, 8, new SeededRandom(i + 1))));
+      return { bus, load, running, resumes: () => resumed };
+    }),
+  );
+  const random = new SeededRandom(2026);
+  for (let n = 0; n < kills; n++) {
+    await sleep(20 + random.below(60));
+    const before = guests.map(({ load }) => load.acknowledged);
+    await service.kill();
+    service = await home.start();
+    for (const [i, { load }] of guests.entries()) {
+      while (load.acknowledged < before[i]! + 20) await sleep(2);
+    }
+  }
+  for (const { load } of guests) load.stop();
+  await Promise.all(guests.map(({ running }) => running));
+  for (const [i, { bus, load, resumes }] of guests.entries()) {
+    assert.equal(load.acknowledged, load.submitted, 'every request completed once');
+    assert.equal(resumes(), kills);
+    load.check(readFileSync(imageOf(buses[i]!)));
+    t.diagnostic(`${buses[i]}: ${load.acknowledged} requests, ${resumes()} resumes`);
+    bus.close();
+  }
+});
+
+test('an orderly restart lets guests resume as well', async () => {
+  const bus = await connect({ path: home.busPath('messages'), reconnect: { totalMs: 60_000 } });
+  const [number = 0] = await bus.devices();
+  const blk = await BlkDriver.open(bus, number);
+  const resumed = new Promise<boolean>((resolve) => bus.on('reconnected', (event) => resolve(event.resumed)));
+  const data = contentOf(1, 1);
+  await blk.write(0, data);
+  assert.equal(await service.stop(), 0);
+  service = await home.start();
+  assert.equal(await resumed, true);
+  assert.deepEqual(await blk.read(0, data.length), data);
+  bus.close();
+});

@@ -1,0 +1,185 @@
+import assert from 'node:assert/strict';
+import fs from 'node:fs';
+import path from 'node:path';
+import { describe, it, type TestContext } from 'node:test';
+import { type Config, loadConfig, type Surroundings } from '../../src/app/config.ts';
+import { prepareDirs } from '../../src/app/config-dirs.ts';
+import { configFields, configHelp } from '../../src/app/config-help.ts';
+import { VmsgError } from '../../src/kit/errors.ts';
+import { temporaryDirectory } from '../api/support.ts';
+
+const user: Surroundings = { uid: 1000, home: '/home/u', tmpdir: '/tmp', env: {} };
+
+function load(t: TestContext, content: unknown, surroundings = user): { config: Config; directory: string } {
+  const directory = temporaryDirectory(t);
+  const file = path.join(directory, 'vmsg.json');
+  fs.writeFileSync(file, typeof content === 'string' ? content : JSON.stringify(content));
+  return { config: loadConfig(file, surroundings), directory };
+}
+
+const wrongAt = (pointer: string, message: RegExp) => (error: unknown) => {
+  assert.ok(error instanceof VmsgError, String(error));
+  assert.deepEqual([error.code, error.pointer], ['invalid-config', pointer]);
+  assert.match(error.message, message);
+  return true;
+};
+
+const bus = { domain: 'vm1', transport: 'loopback', role: 'driver' };
+
+describe('config', () => {
+  it('has a default for everything', () => {
+    assert.deepEqual(loadConfig(undefined, user), {
+      stateDir: '/home/u/.local/state/vmsg',
+      runtimeDir: '/tmp/vmsg-1000',
+      api: { socket: '/tmp/vmsg-1000/api.sock', socketMode: 0o660 },
+      log: { level: 'info' },
+      lane: { mode: 'worker' },
+      objects: { domains: {}, buses: {}, backends: {}, attachments: {} },
+    });
+  });
+
+  it('follows the XDG variables, which must be absolute, and the customs for root', () => {
+    const env = { XDG_STATE_HOME: '/s', XDG_RUNTIME_DIR: '/run/user/1000' };
+    const xdg = loadConfig(undefined, { ...user, env });
+    assert.deepEqual([xdg.stateDir, xdg.runtimeDir], ['/s/vmsg', '/run/user/1000/vmsg']);
+    const relative = loadConfig(undefined, { ...user, env: { XDG_STATE_HOME: 's', XDG_RUNTIME_DIR: 'r' } });
+    assert.deepEqual([relative.stateDir, relative.runtimeDir], ['/home/u/.local/state/vmsg', '/tmp/vmsg-1000']);
+    const root = loadConfig(undefined, { ...user, uid: 0, env });
+    assert.deepEqual(
+      [root.stateDir, root.runtimeDir, root.api.socket],
+      ['/var/lib/vmsg', '/run/vmsg', '/run/vmsg/api.sock'],
+    );
+  });
+
+  it('takes a full file and counts paths from its directory', (t) => {
+    const { config, directory } = load(t, {
+      stateDir: 'state',
+      runtimeDir: '/run/x',
+      api: { socket: './a.sock', socketMode: '0600' },
+      log: { level: 'debug' },
+      lane: { mode: 'inline' },
+      domains: { vm1: { description: 'first' } },
+      buses: { b: bus },
+      backends: { disk: { type: 'blk', path: '../disk.img' }, rng: { type: 'rng', source: '/dev/random' } },
+      attachments: { a: { bus: 'b', backend: 'disk', deviceNumber: 65535 } },
+    });
+    assert.deepEqual(config, {
+      stateDir: path.join(directory, 'state'),
+      runtimeDir: '/run/x',
+      api: { socket: path.join(directory, 'a.sock'), socketMode: 0o600 },
+      log: { level: 'debug' },
+      lane: { mode: 'inline' },
+      objects: {
+        domains: { vm1: { description: 'first' } },
+        buses: { b: bus },
+        backends: {
+          disk: { type: 'blk', path: path.join(path.dirname(directory), 'disk.img') },
+          rng: { type: 'rng', source: '/dev/random' },
+        },
+        attachments: { a: { bus: 'b', backend: 'disk', deviceNumber: 65535 } },
+      },
+    });
+  });
+
+  const wrong: [string, unknown, string, RegExp][] = [
+    ['no object', [], '', /must be an object/],
+    ['an unknown field', { stateDirectory: '/x' }, '/stateDirectory', /not a known field/],
+    ['an unknown inner field', { api: { port: 80 } }, '/api/port', /not a known field/],
+    ['a mode that is not octal', { api: { socketMode: '0999' } }, '/api/socketMode', /must match pattern/],
+    ['a mode as a number', { api: { socketMode: 600 } }, '/api/socketMode', /must be string/],
+    ['an unknown level', { log: { level: 'loud' } }, '/log/level', /must be one of "trace", "debug"/],
+    ['an empty path', { stateDir: '' }, '/stateDir', /must not have fewer than 1/],
+    ['a zero byte in a path', { stateDir: '/a\u0000b' }, '/stateDir', /must match pattern/],
+    ['a wrong id', { domains: { VM1: {} } }, '/domains/VM1', /is a name that does not match/],
+    ['a name from the prototype', '{"domains": {"__proto__": {}}}', '/domains/__proto__', /does not match/],
+    ['a missing field', { buses: { b: { domain: 'vm1', role: 'driver' } } }, '/buses/b/transport', /is missing/],
+    [
+      'an unknown backend type',
+      { backends: { d: { type: 'net' } } },
+      '/backends/d/type',
+      /must be one of "blk", "rng"/,
+    ],
+    ['a backend without type', { backends: { d: { path: '/x' } } }, '/backends/d/type', /is missing/],
+    [
+      'a field of another type',
+      { backends: { d: { type: 'rng', path: '/x' } } },
+      '/backends/d/path',
+      /not a known field/,
+    ],
+    [
+      'a number too large',
+      { attachments: { a: { bus: 'b', backend: 'd', deviceNumber: 65536 } } },
+      '/attachments/a/deviceNumber',
+      /must be <= 65535/,
+    ],
+    ['a uid twice', { buses: { b: { ...bus, admittedUids: [1, 1] } } }, '/buses/b/admittedUids', /duplicate/],
+    ['a wrong uid', { buses: { b: { ...bus, admittedUids: [1, -1] } } }, '/buses/b/admittedUids/1', /must be >= 0/],
+    ['no JSON', '{"a":', '', /is not JSON/],
+  ];
+  for (const [what, content, pointer, message] of wrong) {
+    it(`refuses ${what}`, (t) => {
+      assert.throws(() => load(t, content), wrongAt(pointer, message));
+    });
+  }
+
+  it('says which file cannot be read', (t) => {
+    const directory = temporaryDirectory(t);
+    assert.throws(
+      () => loadConfig(path.join(directory, 'none.json'), user),
+      wrongAt('', /none\.json: cannot be read: ENOENT/),
+    );
+    assert.throws(() => loadConfig(directory, user), wrongAt('', /cannot be read: EISDIR/));
+  });
+
+  it('explains every field', () => {
+    const fields = configFields();
+    for (const { path: name, description } of fields) assert.ok(description.length > 0, name);
+    const help = configHelp(80);
+    for (const name of ['stateDir', 'api.socketMode', 'backends.<id>.serial', 'attachments.<id>.deviceNumber']) {
+      assert.ok(help.includes(`  ${name} (`), name);
+    }
+    assert.match(help, /api\.socketMode \(string, default "0660"\)/);
+    for (const line of help.split('\n')) assert.ok(line.length <= 80, line);
+  });
+});
+
+describe('config: directories', () => {
+  const uid = process.getuid?.() ?? 0;
+
+  it('are made for the owner only', (t) => {
+    const base = temporaryDirectory(t);
+    const config = { stateDir: path.join(base, 'a/state'), runtimeDir: path.join(base, 'run') };
+    const dirs = prepareDirs(config, uid);
+    assert.deepEqual(dirs, {
+      state: config.stateDir,
+      buses: path.join(config.runtimeDir, 'bus'),
+      recovery: path.join(config.runtimeDir, 'recovery'),
+    });
+    assert.equal(fs.statSync(dirs.state).mode & 0o777, 0o700);
+    assert.equal(fs.statSync(dirs.recovery).mode & 0o777, 0o700);
+    assert.equal(fs.statSync(dirs.buses).mode & 0o777, uid === 0 ? 0o755 : 0o700);
+    assert.deepEqual(prepareDirs(config, uid), dirs, 'once more');
+  });
+
+  it('of others, links and files are refused', (t) => {
+    const base = temporaryDirectory(t);
+    const stateDir = path.join(base, 'state');
+    const refused = (runtimeDir: string, message: RegExp, as = uid) =>
+      assert.throws(
+        () => prepareDirs({ stateDir, runtimeDir }, as),
+        (error) => {
+          assert.ok(error instanceof VmsgError);
+          assert.match(error.message, message);
+          return true;
+        },
+      );
+    fs.mkdirSync(path.join(base, 'open'));
+    fs.chmodSync(path.join(base, 'open'), 0o777);
+    refused(path.join(base, 'open'), /can be written by other users/);
+    fs.symlinkSync(base, path.join(base, 'link'));
+    refused(path.join(base, 'link'), /symbolic link/);
+    fs.writeFileSync(path.join(base, 'file'), '');
+    refused(path.join(base, 'file'), /EEXIST/);
+    refused(path.join(base, 'run'), /belongs to the user/, uid + 1);
+  });
+});
