@@ -34,28 +34,45 @@ function preconditionOf({ headers }: { readonly headers: IncomingHttpHeaders }):
   return Number(revision);
 }
 
+interface Routes<K extends Kind> {
+  readonly app: ReturnType<typeof typed>;
+  readonly kind: K;
+  readonly commands: Commands;
+}
+
+const typed = (server: FastifyInstance) => server.withTypeProvider<TypeBoxTypeProvider>();
+
+const reference = (name: string) => ({ $ref: `${name}#` });
+
+/** An answer with the object. */
+const objectAnswer = (kind: Kind, description: string, headers = {}) => ({
+  description,
+  headers: { ...etagHeader, ...headers },
+  ...reference(resourceName[kind]),
+});
+
 /** Routes of one kind of object: they are the same for all. */
 export function registerResource<K extends Kind>(server: FastifyInstance, kind: K, commands: Commands): void {
-  const app = server.withTypeProvider<TypeBoxTypeProvider>();
-  const name = resourceName[kind];
-  const one = singular[kind];
-  const body = (ref: string) => ({ $ref: `${ref}#` });
-  const object = (description: string, headers = {}) => ({
-    description,
-    headers: { ...etagHeader, ...headers },
-    ...body(name),
-  });
-  const common = { tags: [kind] };
+  const routes: Routes<K> = { app: typed(server), kind, commands };
+  addList(routes);
+  addGet(routes);
+  addPut(routes);
+  addDelete(routes);
+}
 
+function addList<K extends Kind>({ app, kind, commands }: Routes<K>): void {
   app.get(
     `/v1/${kind}`,
     {
       schema: {
-        ...common,
-        operationId: `list${name}`,
+        tags: [kind],
+        operationId: `list${resourceName[kind]}`,
         summary: `List the ${kind}`,
         querystring: pageQuery,
-        response: { 200: { description: 'One page.', ...body(`${name}Page`) }, ...problemResponses('list', kind) },
+        response: {
+          200: { description: 'One page.', ...reference(`${resourceName[kind]}Page`) },
+          ...problemResponses('list', kind),
+        },
       },
     },
     async ({ query }) => {
@@ -63,17 +80,19 @@ export function registerResource<K extends Kind>(server: FastifyInstance, kind: 
       return commands.list(kind, { limit, ...(cursor === undefined ? {} : { after: cursor }) });
     },
   );
+}
 
+function addGet<K extends Kind>({ app, kind, commands }: Routes<K>): void {
   app.get(
     `/v1/${kind}/:id`,
     {
       schema: {
-        ...common,
-        operationId: `get${name}`,
-        summary: `Get the ${one}`,
+        tags: [kind],
+        operationId: `get${resourceName[kind]}`,
+        summary: `Get the ${singular[kind]}`,
         params: idParams,
         querystring: noQuery,
-        response: { 200: object('The object.'), ...problemResponses('get', kind) },
+        response: { 200: objectAnswer(kind, 'The object.'), ...problemResponses('get', kind) },
       },
     },
     async ({ params }, reply) => {
@@ -82,21 +101,23 @@ export function registerResource<K extends Kind>(server: FastifyInstance, kind: 
       return resource;
     },
   );
+}
 
+function addPut<K extends Kind>({ app, kind, commands }: Routes<K>): void {
   app.put(
     `/v1/${kind}/:id`,
     {
       schema: {
-        ...common,
-        operationId: `put${name}`,
-        summary: `Create the ${one}, or change what may change`,
+        tags: [kind],
+        operationId: `put${resourceName[kind]}`,
+        summary: `Create the ${singular[kind]}, or change what may change`,
         params: idParams,
         querystring: noQuery,
         headers: Type.Object(conditions),
-        body: Type.Unsafe<Kinds[K]['spec']>(body(`${name}Spec`)),
+        body: Type.Unsafe<Kinds[K]['spec']>(reference(`${resourceName[kind]}Spec`)),
         response: {
-          200: object('It was there: unchanged, or changed as asked.'),
-          201: object('It was created and is durable.', { location: textHeader('Path of the object.') }),
+          200: objectAnswer(kind, 'It was there: unchanged, or changed as asked.'),
+          201: objectAnswer(kind, 'It was created and is durable.', { location: textHeader('Path of the object.') }),
           ...problemResponses('put', kind),
         },
       },
@@ -114,14 +135,16 @@ export function registerResource<K extends Kind>(server: FastifyInstance, kind: 
       return resource;
     },
   );
+}
 
+function addDelete<K extends Kind>({ app, kind, commands }: Routes<K>): void {
   app.delete(
     `/v1/${kind}/:id`,
     {
       schema: {
-        ...common,
-        operationId: `delete${name}`,
-        summary: `Delete the ${one}`,
+        tags: [kind],
+        operationId: `delete${resourceName[kind]}`,
+        summary: `Delete the ${singular[kind]}`,
         params: idParams,
         querystring: noQuery,
         headers: Type.Object({ 'if-match': conditions['if-match'] }),

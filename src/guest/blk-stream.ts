@@ -1,6 +1,5 @@
 import { VmsgError } from '../kit/errors.ts';
 import { sectorBytes } from '../virtio/blk.ts';
-import type { BlkDriver } from './blk.ts';
 import type { GuestBuffer } from './memory.ts';
 
 export interface BlkStreamOptions {
@@ -14,9 +13,16 @@ export interface BlkStreamOptions {
   readonly chunks?: number;
 }
 
+/** What a stream needs of a disk. */
+export interface StreamSource {
+  readonly capacityBytes: number;
+  read(sector: number, into: GuestBuffer): Promise<unknown>;
+  readonly device: { alloc(bytes: number, align?: number): GuestBuffer; release(buffer: GuestBuffer): void };
+}
+
 /** See `BlkDriver.stream`. */
 export async function* readBlkStream(
-  blk: BlkDriver,
+  blk: StreamSource,
   options: BlkStreamOptions,
 ): AsyncGenerator<GuestBuffer, void, void> {
   const { offset = 0, chunkBytes = 512 * 1024, chunks = 4 } = options;

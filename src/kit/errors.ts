@@ -21,8 +21,6 @@ const row = (status: number, title: string, help: string, retryable = false): Er
 export const errorRegistry = {
   'invalid-request': row(400, 'The request is not valid', 'Correct the field that `pointer` names.'),
   'invalid-config': row(400, 'The configuration is not valid', 'Correct the field that the JSON pointer names.'),
-  unauthorized: row(401, 'The caller is not known', 'Present credentials that this endpoint accepts.'),
-  forbidden: row(403, 'The caller may not do this', 'Use an identity with the needed role.'),
   'not-found': row(404, 'No such object', 'List the collection to see which ids exist.'),
   'method-not-allowed': row(405, 'The method does not exist here', 'Look the path up in /v1/openapi.json.'),
   immutable: row(409, 'The field cannot change', 'Delete the object and create it anew.'),

@@ -42,7 +42,6 @@ export const limits = {
   queueBatchChains: 64,
   /** Requests of one blk device at the operating system at a time: one slow disk must not take every I/O thread. */
   blkInFlightRequests: 8,
-  ioThreads: 32,
   devicesPerBus: 256,
   busesMax: 256,
   domainsMax: 256,

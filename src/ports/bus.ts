@@ -27,6 +27,8 @@ export interface GuestResources {
   /** Listens to a queue's kicks; the reference is used up. */
   openKick(reference: number, onKick: () => void): { close(): void } | ErrnoName;
   openCall(reference: number): CallTarget | ErrnoName;
+  /** Ends a reference that a refused request named; one that is used up already is ignored. */
+  discard(reference: number): void;
 }
 
 /** Mapped memory of a guest. */

@@ -31,11 +31,11 @@ export const welcome = layout('WELCOME', src('WELCOME'), 64, {
   dialect: u16(12, 'n: messages are of dialect Dn'),
   maxMessageSize: u16(14, 'largest message either side may send, bytes'),
   slotSize: u32(16, 'bytes of a ring slot'),
-  ringMaxBytes: u32(20, 'largest ring the service takes'),
+  ringMaxBytes: u32(20, 'largest ring the service takes, bytes'),
   revision: u32(24, 'virtio-msg transport revision'),
   transportFeatures: u32(28, 'virtio-msg transport features'),
   epoch: u64(32, 'epoch of this connection'),
-  token: bytes(40, 16, 'presented to resume this epoch after the service restarted'),
+  token: bytes(40, 16, 'to be presented to resume this epoch after the service restarted'),
   domid: u32(56, 'number of the domain'),
   flags: u32(60, 'bit 0: the devices kept their state (resumed)'),
 });
@@ -44,8 +44,8 @@ export const rings = layout('RINGS', src('RINGS'), 40, {
   ...head,
   toServiceOffset: u64(8, 'ring from guest to service: where it starts in the memfd, a multiple of 4096'),
   toGuestOffset: u64(16, 'ring from service to guest: where it starts in the memfd, a multiple of 4096'),
-  toServiceBytes: u32(24, 'its size'),
-  toGuestBytes: u32(28, 'its size'),
+  toServiceBytes: u32(24, 'size of the ring to the service, a multiple of 4, at most ringMaxBytes'),
+  toGuestBytes: u32(28, 'size of the ring to the guest, likewise'),
   reserved: u64(32, 'zero'),
 });
 
@@ -62,7 +62,7 @@ export const refused = layout(
 export const descriptors = layout('DESCRIPTORS', src('DESCRIPTORS'), 16, {
   ...head,
   first: u32(8, 'index of the first attached descriptor'),
-  count: u32(12, 'attached descriptors, 1..8; the next ones get the following indexes'),
+  count: u32(12, 'attached descriptors, 1..8; the second one has index first + 1, and so on, modulo 2^32'),
 });
 
 export const handshakeFeatures = { sleepWords: 1, queueNotify: 2 } as const;

@@ -12,8 +12,7 @@ const featureBlocks = (name: string) =>
     u32sTail('blocks', 'blockCount', 'feature bits, zero past the end of what the device has'),
   );
 
-const index = (name: string) =>
-  layout(name, src(name.split(' ')[0] ?? name), 4, { index: u32(0, 'virtqueue index, or shared memory id') });
+const index = (name: string, doc: string) => layout(`${name} request`, src(name), 4, { index: u32(0, doc) });
 
 /** All request/response transport messages; the driver side starts each. */
 export const transportRequests = {
@@ -103,7 +102,7 @@ export const transportRequests = {
   },
   GET_VQUEUE: {
     id: 0x09,
-    request: index('GET_VQUEUE request'),
+    request: index('GET_VQUEUE', 'virtqueue index'),
     response: layout('GET_VQUEUE response', src('GET_VQUEUE'), 40, {
       index: u32(0, 'as asked'),
       maxSize: u32(4, 'largest size; 0 when there is no such queue'),
@@ -132,12 +131,12 @@ export const transportRequests = {
   },
   RESET_VQUEUE: {
     id: 0x0b,
-    request: index('RESET_VQUEUE request'),
+    request: index('RESET_VQUEUE', 'virtqueue index'),
     response: emptyPayload('RESET_VQUEUE response', src('RESET_VQUEUE')),
   },
   GET_SHM: {
     id: 0x0c,
-    request: index('GET_SHM request'),
+    request: index('GET_SHM', 'shared memory id'),
     response: layout('GET_SHM response', src('GET_SHM'), 24, {
       index: u32(0, 'shared memory id, as asked'),
       reserved: u32(4, 'zero'),

@@ -36,17 +36,13 @@ export const blkFeature = {
 } as const;
 
 /** Console device (virtio 1.3, section 5.3.3). */
-export const consoleFeature = { SIZE: 0, MULTIPORT: 1, EMERG_WRITE: 2 } as const;
-
-/** Entropy device (virtio 1.3, section 5.4.3): none are defined. */
-export const rngFeature = {} as const;
+const consoleFeature = { SIZE: 0, MULTIPORT: 1, EMERG_WRITE: 2 } as const;
 
 type BitTable = Readonly<Record<string, number>>;
 
 const deviceFeatures: Readonly<Record<number, BitTable>> = {
   [deviceId.blk]: blkFeature,
   [deviceId.console]: consoleFeature,
-  [deviceId.rng]: rngFeature,
 };
 
 /** Number of the u32 block that holds `bit`. */

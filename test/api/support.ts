@@ -11,7 +11,7 @@ import type { Clock, Timer } from '../../src/kit/clock.ts';
 import { FakeLane } from './fake-lane.ts';
 
 /** Time that only a test moves. */
-export class FakeClock implements Clock {
+class FakeClock implements Clock {
   readonly #timers = new Set<{ readonly at: number; readonly callback: () => void }>();
   #now = 0;
 

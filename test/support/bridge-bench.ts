@@ -111,6 +111,14 @@ export class Bench {
     return attached;
   }
 
+  /** Fails when the detach waits for something that only time or the backend brings. */
+  async detach(attachment: string): Promise<void> {
+    const gone = this.runtime.detach(attachment);
+    this.scheduler.run();
+    await gone;
+    this.scheduler.run();
+  }
+
   connect(options: { maxMessageSize?: number; capacity?: number; claim?: ResumeClaim } = {}): FakeConnection {
     const { maxMessageSize = this.maxMessageSize, capacity, claim = noClaim } = options;
     this.#connection = this.transport.connect(claim, maxMessageSize, capacity);

@@ -171,6 +171,7 @@ export class FakeResources implements GuestResources {
   readonly kicks = new Map<number, { onKick: (() => void) | undefined; closed: boolean }>();
   readonly calls = new Map<number, FakeCall>();
   readonly opened: FakeMemory[] = [];
+  readonly discarded: number[] = [];
 
   openRegion(reference: number, _offset: bigint, length: bigint): GuestMemory | ErrnoName {
     const memory = this.memories.get(reference);
@@ -196,6 +197,10 @@ export class FakeResources implements GuestResources {
 
   openCall(reference: number): CallTarget | ErrnoName {
     return this.calls.get(reference) ?? 'ENOENT';
+  }
+
+  discard(reference: number): void {
+    this.discarded.push(reference);
   }
 }
 
@@ -239,10 +244,17 @@ export class FakeTransport implements BusTransport {
     this.#handler = handler;
   }
 
-  connect(claim: ResumeClaim, maxMessageSize: number, capacity?: number): FakeConnection {
+  /** @param early frames that are in the ring before anyone listens */
+  connect(
+    claim: ResumeClaim,
+    maxMessageSize: number,
+    capacity?: number,
+    early: readonly Uint8Array[] = [],
+  ): FakeConnection {
     const handler = this.#handler;
     assert.ok(handler !== undefined, 'the bus listens');
     const connection = new FakeConnection(handler.admit(claim), maxMessageSize, capacity);
+    connection.port.incoming.push(...early);
     this.state = 'connected';
     handler.connected(connection, testPeer);
     return connection;

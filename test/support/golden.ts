@@ -53,7 +53,7 @@ function goldenFile(name: string): string {
   }
 }
 
-export function goldenVectors(name: string): Vector[] {
+function goldenVectors(name: string): Vector[] {
   const recorded = JSON.parse(readFileSync(goldenFile(name), 'utf8')) as Recorded[];
   return recorded.map(({ hex, body, deviceNumber = 0, token = 0, ...rest }) => ({
     ...rest,

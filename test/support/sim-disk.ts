@@ -19,6 +19,7 @@ export class SimDisk {
   errorRate = 0;
   /** Errors given to the backend and not yet seen by a guest, at most. */
   errors = 0;
+  /** An answer of that time may be seen much later. */
   syncFailed = false;
   /** Called in the middle of the backend's work, as other programs run in parallel. */
   preempt: () => void = () => {};
@@ -42,7 +43,6 @@ export class SimDisk {
     process.touch();
     if (this.#owner !== undefined) throw new VmsgError('backend-unusable', `${this.name} is in use`);
     this.#owner = process;
-    this.syncFailed = false;
     const handle = process.hold('disk');
     process.onDeath(() => {
       if (this.#owner === process) this.#killed();

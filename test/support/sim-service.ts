@@ -17,6 +17,10 @@ export class SimBus {
   readonly wanted = new Map<string, LaneAttachSpec>();
   readonly maxMessageSize: number;
   lastEpoch = 0n;
+  /** Attachment behind each device number, the latest one. */
+  readonly numbers = new Map<number, string>();
+  /** Numbers that the guest of this epoch may know. */
+  readonly numbersOfEpoch = new Set<number>();
 
   constructor(loop: SimLoop, name: string, maxMessageSize: number) {
     this.name = name;
@@ -32,6 +36,8 @@ export class SimService {
   readonly #core: LaneCore;
   readonly #buses: readonly SimBus[];
   readonly #disks: ReadonlyMap<string, SimDisk>;
+  /** Device numbers by attachment. */
+  readonly #attached = new Map<SimBus, Map<string, number>>();
   /** Lane calls under way. */
   calls = 0;
   isUp = false;
@@ -97,15 +103,23 @@ export class SimService {
     this.process.touch();
     if (event.type === 'bus-connected') {
       const bus = this.#buses.find((candidate) => candidate.name === event.bus)!;
-      this.#loop.check(event.epoch > bus.lastEpoch, `epoch of ${event.bus} went from ${bus.lastEpoch} to ${event.epoch}`);
+      this.#loop.check(
+        event.epoch > bus.lastEpoch,
+        `epoch of ${event.bus} went from ${bus.lastEpoch} to ${event.epoch}`,
+      );
       bus.lastEpoch = event.epoch;
+      bus.numbersOfEpoch.clear();
+      for (const number of this.#attached.get(bus)?.values() ?? []) bus.numbersOfEpoch.add(number);
     }
     if (event.type !== 'device-status') this.#loop.log(`${this.process.name}: ${describe(event)}`);
   }
 
   /** Opens the buses with what is attached to them, then lets guests in; mostly in this order. */
   async start(): Promise<void> {
-    for (const bus of this.#buses) await this.#call(() => this.#core.call('openBus', busSpec(bus)));
+    for (const bus of this.#buses) {
+      bus.numbersOfEpoch.clear();
+      await this.#call(() => this.#core.call('openBus', busSpec(bus)));
+    }
     const { random } = this.#loop;
     for (const bus of this.#buses) {
       const attach = [...bus.wanted.values()].map((spec) => this.attach(bus, spec));
@@ -118,11 +132,19 @@ export class SimService {
 
   async attach(bus: SimBus, spec: LaneAttachSpec): Promise<void> {
     bus.wanted.set(spec.attachment, spec);
-    await this.#call(() => this.#core.call('attach', spec));
+    const attached = await this.#call(() => this.#core.call('attach', spec));
+    if (attached === undefined) return;
+    const { deviceNumber } = attached;
+    const fresh = spec.deviceNumber !== undefined || !bus.numbersOfEpoch.has(deviceNumber);
+    this.#loop.check(fresh || !this.isUp, `device number ${deviceNumber} of ${bus.name} was used in this epoch`);
+    bus.numbers.set(deviceNumber, spec.attachment);
+    bus.numbersOfEpoch.add(deviceNumber);
+    this.#attached.set(bus, (this.#attached.get(bus) ?? new Map()).set(spec.attachment, deviceNumber));
   }
 
   async detach(bus: SimBus, attachment: string): Promise<void> {
     bus.wanted.delete(attachment);
+    this.#attached.get(bus)?.delete(attachment);
     await this.#call(() => this.#core.call('detach', { bus: bus.name, attachment }));
   }
 

@@ -69,7 +69,7 @@ export class SimSocket {
   connect(caller: SimCaller, claim: ResumeClaim, noise: SimNoise): void {
     const { transport } = this;
     if (transport?.listening !== true) this.loop.at(caller.process, this.delayMs(), () => caller.refused());
-    else this.loop.at(transport.process, this.delayMs(), () => transport.accept(caller, claim, noise));
+    else transport.arrive(caller, claim, noise);
   }
 }
 
@@ -79,13 +79,17 @@ export class SimTransport implements BusTransport {
   readonly #loop: SimLoop;
   #handler: BusTransportHandler | undefined;
   #current: SimConnection | undefined;
+  readonly #arriving = new Set<SimCaller>();
   #closed = false;
 
   constructor(loop: SimLoop, process: SimProcess, socket: SimSocket) {
     this.#loop = loop;
     this.process = process;
     this.socket = socket;
-    process.onDeath(() => this.#current?.vanish());
+    process.onDeath(() => {
+      this.#current?.vanish();
+      for (const caller of this.#arriving) this.#tellRefused(caller);
+    });
   }
 
   get listening(): boolean {
@@ -103,14 +107,27 @@ export class SimTransport implements BusTransport {
     this.socket.transport = this;
   }
 
-  accept(caller: SimCaller, claim: ResumeClaim, noise: SimNoise): void {
+  /** A guest connects its socket. */
+  arrive(caller: SimCaller, claim: ResumeClaim, noise: SimNoise): void {
+    this.#arriving.add(caller);
+    this.#loop.at(this.process, this.socket.delayMs(), () => {
+      this.#arriving.delete(caller);
+      this.#accept(caller, claim, noise);
+    });
+  }
+
+  #tellRefused(caller: SimCaller): void {
+    this.#loop.at(caller.process, this.socket.delayMs(), () => caller.refused());
+  }
+
+  #accept(caller: SimCaller, claim: ResumeClaim, noise: SimNoise): void {
     const handler = this.#handler!;
     if (this.#current !== undefined || this.#closed) {
       if (!this.#closed) handler.refused(identity, 'the bus has a guest already');
-      this.#loop.at(caller.process, this.socket.delayMs(), () => caller.refused());
+      this.#tellRefused(caller);
       return;
     }
-    const connection = new SimConnection(this.#loop, this, caller, noise, handler, () => {
+    const connection = new SimConnection(this.#loop, this, caller, noise, () => {
       this.#current = undefined;
     });
     this.#current = connection;
@@ -151,14 +168,7 @@ export class SimConnection implements GuestConnection {
   #listener: (() => void) | undefined;
   #doorbellPlanned = false;
 
-  constructor(
-    loop: SimLoop,
-    transport: SimTransport,
-    caller: SimCaller,
-    noise: SimNoise,
-    _handler: BusTransportHandler,
-    released: () => void,
-  ) {
+  constructor(loop: SimLoop, transport: SimTransport, caller: SimCaller, noise: SimNoise, released: () => void) {
     this.#loop = loop;
     this.#transport = transport;
     this.#caller = caller;
@@ -376,6 +386,10 @@ class SimResources implements GuestResources {
     if (typeof call === 'string') return call;
     const ring = () => void this.#loop.at(this.#caller.process, this.#loop.random.below(1000) / 1000, call.ring);
     return { ring, close: this.#process.hold('call').close };
+  }
+
+  discard(reference: number): void {
+    this.#caller.references.delete(reference);
   }
 }
 

@@ -49,7 +49,7 @@ suite('describe', () => {
   it('shows numbers, addresses, bytes and words as a person reads them', () => {
     assert.equal(line('0002000002000800'), 'GET_DEVICE_INFO request dev 0 token 2');
     assert.equal(
-      line('010503001100160001000000000000000200000000a5'.padEnd(44, '0')),
+      line('010503001100160001000000000000000200000000a5'),
       'GET_CONFIG response dev 3 token 17: generation=1 offset=0 length=2 data=00a5',
     );
     assert.equal(
@@ -57,7 +57,7 @@ suite('describe', () => {
       'GET_CONFIG response dev 3 token 19: generation=4294967295 offset=0 length=0 data=-',
     );
     assert.equal(
-      line('01030100030018000000000002000000000000300300000080'.slice(0, 48)),
+      line('010301000300180000000000020000000000003003000000'),
       'GET_DEVICE_FEATURES response dev 1 token 3: blockIndex=0 blockCount=2 blocks=[0x30000000 0x00000003]',
     );
     assert.equal(

@@ -24,7 +24,7 @@ function rangeOf(disk: BlkDriver, args: GuestArgs, lengthDefault?: number): { of
 }
 
 /** Reads any bytes in order; a part is valid until the next one is asked for. */
-export async function* diskBytes(disk: BlkDriver, offset: number, length: number): AsyncGenerator<Uint8Array> {
+async function* diskBytes(disk: BlkDriver, offset: number, length: number): AsyncGenerator<Uint8Array> {
   const start = down(offset);
   let at = start;
   for await (const part of disk.stream({ offset: start, length: up(offset + length) - start, chunkBytes })) {

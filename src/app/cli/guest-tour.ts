@@ -12,7 +12,7 @@ const scratchDefaultBytes = 16 * 1024 * 1024;
 const hotplugDefaultSeconds = 60;
 
 /** A pattern that follows from a seed and a position: xorshift32, started anew in each chunk. */
-export function patternChunk(seed: number, chunk: number, bytes: number): Uint8Array {
+function patternChunk(seed: number, chunk: number, bytes: number): Uint8Array {
   const words = new Uint32Array(bytes / 4);
   let state = (Math.imul(seed + 1, 0x9e3779b1) ^ Math.imul(chunk + 1, 0x85ebca6b)) >>> 0 || 1;
   for (let i = 0; i < words.length; i++) {

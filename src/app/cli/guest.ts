@@ -1,4 +1,12 @@
-import { type BlkDriver, connect, deviceInfo, type GuestBus, offeredFeatures, RngDriver } from '../../guest/index.ts';
+import {
+  type BlkDriver,
+  type ConnectOptions,
+  connect,
+  deviceInfo,
+  type GuestBus,
+  offeredFeatures,
+  RngDriver,
+} from '../../guest/index.ts';
 import { VmsgError } from '../../kit/errors.ts';
 import { SystemCallError } from '../../libc/errno.ts';
 import { CliError, exitCode, usageError } from './exit-codes.ts';
@@ -136,6 +144,21 @@ function checkUsage(args: GuestArgs): Command {
   return command;
 }
 
+const busyAttempts = 10;
+const busyPauseMs = 50;
+
+/** The service may still be taking leave of the guest before us. */
+async function connectPatiently(options: ConnectOptions): Promise<GuestBus> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await connect(options);
+    } catch (error) {
+      if (!(error instanceof VmsgError && error.code === 'bus-busy') || attempt === busyAttempts) throw error;
+      await new Promise((resolve) => setTimeout(resolve, busyPauseMs));
+    }
+  }
+}
+
 async function run(argv: string[], io: CliIo): Promise<number> {
   const args = new GuestArgs(argv, io);
   if (args.help) {
@@ -145,7 +168,7 @@ async function run(argv: string[], io: CliIo): Promise<number> {
   const command = checkUsage(args);
   const path = resolvePath(io, args.required('bus', 'SOCKET'));
   const seconds = args.number('reconnect', 3600) ?? 0;
-  const bus = await connect({ path, ...(seconds === 0 ? {} : { reconnect: { totalMs: seconds * 1000 } }) });
+  const bus = await connectPatiently({ path, ...(seconds === 0 ? {} : { reconnect: { totalMs: seconds * 1000 } }) });
   try {
     return (await command(bus, args, io)) ?? exitCode.ok;
   } finally {

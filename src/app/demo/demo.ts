@@ -8,8 +8,8 @@ import { Scope } from '../../kit/scope.ts';
 import { ApiClient } from '../cli/api-client.ts';
 import { exitCode } from '../cli/exit-codes.ts';
 import { type CliIo, resolvePath } from '../cli/io.ts';
-import { startService } from '../compose.ts';
-import { loadConfig } from '../config.ts';
+import { type RunningService, startService } from '../compose.ts';
+import { type Config, loadConfig } from '../config.ts';
 import { endSignal, surroundings } from '../serve.ts';
 import { GuestProcess } from './guest-process.ts';
 import { type DemoImage, makeImage, makeScratch, sha256Of, userImage } from './images.ts';
@@ -36,62 +36,52 @@ export async function runDemo(args: string[], io: CliIo): Promise<number> {
     io.stdout.write(help);
     return exitCode.ok;
   }
+  const disk = values.disk === undefined ? undefined : userImage(resolvePath(io, values.disk));
   const scope = new Scope();
   const directory = mkdtempSync(join(tmpdir(), 'vmsg-demo-'));
   scope.defer(() => rmSync(directory, { recursive: true, force: true }));
-  const story = new Story(io, process.stdout.isTTY === true && io.stdout === process.stdout);
   const ended = endSignal();
+  let service: RunningService | undefined;
   try {
-    const tour = runTour(
-      directory,
-      values.disk === undefined ? undefined : resolvePath(io, values.disk),
-      story,
-      io,
-      scope,
-    );
-    // Ctrl-C during the tour ends it as well.
-    const outcome = await Promise.race([tour, ended.then(() => undefined)]);
-    if (outcome === undefined) return exitCode.failed;
-    if (values.exit !== true) {
-      story.text(howToTryIt(outcome.apiSocket));
-      await ended;
+    const story = new Story(io, process.stdout.isTTY === true && io.stdout === process.stdout);
+    story.chapter('The service starts');
+    service = await startService(demoConfig(directory, io), pino({ level: 'warn' }, process.stderr));
+    story.fact(`REST API on ${service.apiSocket}`);
+    // Ctrl-C ends the tour as well.
+    const tour = runTour(service, directory, disk, story, io, scope).then(() => 'done' as const);
+    if ((await Promise.race([tour, ended])) !== 'done') return exitCode.failed;
+    if (values.exit === true) {
+      story.text('demo: ok\n');
+      return exitCode.ok;
     }
-    await outcome.stop();
-    if (values.exit === true) io.stdout.write('demo: ok\n');
+    story.text(howToTryIt(service.apiSocket));
+    await ended;
     return exitCode.ok;
   } finally {
+    await service?.stop();
     scope.close();
   }
 }
 
-interface Stage {
-  readonly apiSocket: string;
-  stop(): Promise<void>;
+function demoConfig(directory: string, io: CliIo): Config {
+  const config = loadConfig(undefined, surroundings(io));
+  const runtimeDir = join(directory, 'run');
+  const api = { ...config.api, socket: join(runtimeDir, 'api.sock') };
+  return { ...config, stateDir: join(directory, 'state'), runtimeDir, api };
 }
 
 async function runTour(
+  service: RunningService,
   directory: string,
-  disk: string | undefined,
+  disk: DemoImage | undefined,
   story: Story,
   io: CliIo,
   scope: Scope,
-): Promise<Stage> {
-  story.chapter('The service starts');
-  const config = loadConfig(undefined, surroundings(io));
-  const service = await startService(
-    {
-      ...config,
-      stateDir: join(directory, 'state'),
-      runtimeDir: join(directory, 'run'),
-      api: { ...config.api, socket: join(directory, 'run', 'api.sock') },
-    },
-    pino({ level: 'warn' }, process.stderr),
-  );
+): Promise<void> {
   const api = new ApiClient(service.apiSocket);
-  story.fact(`REST API on ${service.apiSocket}`);
 
   story.chapter('Devices are defined and attached over REST');
-  const image = disk === undefined ? await makeImage(directory, io.env.PATH) : userImage(disk);
+  const image = disk ?? (await makeImage(directory, io.env.PATH));
   const scratch = makeScratch(directory);
   await defineDevices(api, image, scratch, story);
   const { body } = await api.call('GET', `/v1/buses/${bus}`);
@@ -112,7 +102,6 @@ async function runTour(
 
   story.chapter('What happened');
   report.summary(await hash);
-  return service;
 }
 
 async function defineDevices(api: ApiClient, image: DemoImage, scratch: DemoImage, story: Story): Promise<void> {

@@ -8,6 +8,8 @@ import {
   type BusRequest,
   deviceAdded,
   deviceRemoved,
+  queueNotifyCall,
+  queueNotifyKick,
   regionReadOnly,
 } from '../../virtio-msg/bus-messages.ts';
 import type { BusMessage, Dialect, TransportMessage } from '../../virtio-msg/dialect.ts';
@@ -124,12 +126,15 @@ export class BusSession implements ChannelHandler {
         return;
       case 'REGION_ADD':
         this.#sendResult('REGION_ADD', token, this.#addRegion(request.body));
+        this.#o.connection.resources.discard(request.body.reference);
         return;
       case 'REGION_DEL':
         this.#removeRegion(request.body, token);
         return;
       case 'QUEUE_NOTIFY':
         this.#sendResult('QUEUE_NOTIFY', token, this.#setSignals(request.body));
+        if (request.body.flags & queueNotifyKick) this.#o.connection.resources.discard(request.body.kick);
+        if (request.body.flags & queueNotifyCall) this.#o.connection.resources.discard(request.body.call);
         return;
     }
   }

@@ -59,6 +59,8 @@ export class DeviceHost implements AreaUser, BackendHost {
   #deadline: Timer | undefined;
   #reason: string | null = null;
   #activated = false;
+  /** The service or the attachment ends: no queue starts any more, also for a driver that sets the device up now. */
+  #ending = false;
   #requests = 0;
   #bytes = 0;
 
@@ -125,6 +127,7 @@ export class DeviceHost implements AreaUser, BackendHost {
 
   /** Lets requests in flight complete towards the driver and keeps everything that a resume needs. */
   suspend(done: () => void): void {
+    this.#ending = true;
     this.#dropRequests();
     this.#eachRunner((runner, ended) => runner.drain(ended), done);
   }
@@ -219,7 +222,7 @@ export class DeviceHost implements AreaUser, BackendHost {
       case 'respond': {
         const current = this.#endRequest();
         if (current === undefined) return;
-        this.#link?.respond(current.token, effect.response);
+        this.#link?.respond(current.token, this.#withResultingStatus(effect.response));
         this.#next();
         return;
       }
@@ -255,6 +258,11 @@ export class DeviceHost implements AreaUser, BackendHost {
     }
   }
 
+  /** Starting the queues may have failed the device since the response was made. */
+  #withResultingStatus(response: TransportResponse): TransportResponse {
+    return response.name === 'SET_DEVICE_STATUS' ? { ...response, body: { status: this.#state.status } } : response;
+  }
+
   #activate(): void {
     this.#activated = true;
     const { driverFeatures } = this.#state;
@@ -267,6 +275,7 @@ export class DeviceHost implements AreaUser, BackendHost {
     if (link === undefined || queue === undefined || !isRunning(this.#state)) return;
     const log = this.#o.recovery?.log(index, queue.size);
     if (!resume) log?.reset();
+    if (this.#ending) return;
     const opened = openSplitDeviceQueue({ ...queue, index, features: this.#state.driverFeatures }, link.space, log);
     if (opened instanceof QueueFault) {
       this.failed(`queue ${index}: ${opened.detail}`);

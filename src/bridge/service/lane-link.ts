@@ -35,8 +35,6 @@ export class LaneLink {
     argument: LaneCommands[N]['argument'],
   ): Promise<LaneCommands[N]['result']> {
     if (this.#failure !== null) throw laneFailed(this.#failure);
-    const change = changesLane.has(name);
-    if (change) this.#changes += 1;
     let reject: (error: VmsgError) => void = () => {};
     const failed = new Promise<never>((_, fail) => {
       reject = fail;
@@ -46,7 +44,7 @@ export class LaneLink {
       return await Promise.race([this.#lane.call(name, argument), failed]);
     } finally {
       this.#pending.delete(reject);
-      if (change) this.#changes += 1;
+      if (changesLane.has(name)) this.#changes += 1;
     }
   }
 

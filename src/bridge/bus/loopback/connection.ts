@@ -9,7 +9,7 @@ import { Mapping } from '../../../libc/mapping.ts';
 import { inspectMemfd } from '../../../libc/memfd.ts';
 import type { Messenger, Received } from '../../../libc/messenger.ts';
 import type { Poller } from '../../../libc/poll.ts';
-import { socketPair } from '../../../libc/unix-socket.ts';
+import { refuseDescriptors, socketPair } from '../../../libc/unix-socket.ts';
 import type { Admission, BusPort, GuestConnection, ResumeClaim } from '../../../ports/bus.ts';
 import {
   descriptors,
@@ -75,6 +75,7 @@ export class LoopbackConnection implements GuestConnection {
     this.#scope.own(options.socket);
     const [ours, theirs] = socketPair('seqpacket');
     this.#doorbell = this.#scope.own(ours);
+    refuseDescriptors(ours.number);
     this.#guestDoorbell = this.#scope.own(theirs);
     this.resources = this.#scope.own(new LoopbackResources(options.poller, () => this.#receive()));
     const timer = options.clock.after(limits.handshakeTimeoutMs, () => {
@@ -144,6 +145,7 @@ export class LoopbackConnection implements GuestConnection {
     const head = decode(packetHead, packet, 0, packet.length, 'ignore');
     if (head instanceof Malformed) return head.reason;
     if (head.magic !== handshakeMagic) return 'a packet that does not begin with VMSG';
+    if (this.#phase !== 'hello' && head.version !== handshakeVersion) return `a packet of version ${head.version}`;
     const body = <L extends Layout>(layout: L) => decode(layout, packet, 0, packet.length);
     if (this.#phase === 'hello' && head.type === packetType.hello) {
       const value = body(hello as Layout) as Hello | Malformed;

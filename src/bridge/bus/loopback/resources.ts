@@ -23,14 +23,14 @@ export class LoopbackResources implements GuestResources {
 
   /** @returns why the descriptors are refused, which ends the connection; they are closed then */
   add(first: number, fds: readonly Fd[]): string | undefined {
-    const indexes = fds.map((_, i) => first + i);
+    const indexes = fds.map((_, i) => (first + i) >>> 0);
     const reason = indexes.some((index) => this.#pending.has(index))
       ? 'a descriptor index is in use'
       : this.#pending.size + fds.length > limits.pendingFdsPerBus
         ? `more than ${limits.pendingFdsPerBus} descriptors wait`
         : undefined;
     for (const [i, fd] of fds.entries()) {
-      if (reason === undefined) this.#pending.set(first + i, fd);
+      if (reason === undefined) this.#pending.set(indexes[i]!, fd);
       else fd.close();
     }
     return reason;
@@ -91,6 +91,10 @@ export class LoopbackResources implements GuestResources {
       return 'EPERM';
     }
     return { ring: () => void ringDoorbell(fd.number), close: () => fd.close() };
+  }
+
+  discard(reference: number): void {
+    this.#take(reference)?.close();
   }
 
   close(): void {

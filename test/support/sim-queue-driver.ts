@@ -1,0 +1,446 @@
+import { FeatureSet, feature } from '../../src/virtio/features.ts';
+import { type BufferRange, QueueFault } from '../../src/virtio/queue.ts';
+import { openSplitDriverQueue, type SplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import { splitRingBytes } from '../../src/virtio/split/ring.ts';
+import { status } from '../../src/virtio/status.ts';
+import { setVqueueFlags, type TransportRequest, vqueueEnabled } from '../../src/virtio-msg/transport-messages.ts';
+import type { SimDeviceDriver, SimGuest } from './sim-guest.ts';
+import { SimMemory, type SimSlot } from './sim-memory.ts';
+
+/** A request of a device driver on its queue. */
+export interface SimIo {
+  readonly slot: SimSlot;
+  readonly issuedMs: number;
+  /** Whether `writtenBytes` and the memory are as they have to be; says what is wrong. */
+  complete(writtenBytes: number): string | undefined;
+  /** Nobody will tell how it ended. */
+  abandon(): void;
+}
+
+export interface SimChain {
+  readonly io: SimIo;
+  readonly readable: readonly BufferRange[];
+  readonly writable: readonly BufferRange[];
+}
+
+/** A step of the device's life did not work out. */
+class Aborted extends Error {}
+
+const running = status.ACKNOWLEDGE | status.DRIVER | status.FEATURES_OK | status.DRIVER_OK;
+const stuckAfterMs = 60_000;
+
+/** The life of one device with one queue under a well-behaved driver: set-up, requests, resets, resuming. */
+export abstract class SimQueueDriver implements SimDeviceDriver {
+  readonly deviceNumber: number;
+  readonly identity: string | undefined;
+  readonly guest: SimGuest;
+  protected readonly memory: SimMemory;
+  protected features: FeatureSet = FeatureSet.empty;
+  /** Issues nothing new. */
+  quiet = false;
+  #draining = false;
+  completed = 0;
+  resets = 0;
+  queueResets = 0;
+  resumes = 0;
+  #phase: 'starting' | 'running' | 'queue-reset' | 'gone' = 'starting';
+  #queue: SplitDriverQueue | undefined;
+  #queueSize = 0;
+  readonly #outstanding = new Map<number, SimIo>();
+  #kick: { kind: 'kick'; listener: (() => void) | undefined; pending: boolean } | undefined;
+  #wantsSignals = false;
+  /** Counts what excuses a set-up that fails. */
+  #disturbances = 0;
+  #reconnections = 0;
+  #lastDisturbanceMs = 0;
+  #endServing: (() => void) | undefined;
+  #unpublished = false;
+
+  constructor(guest: SimGuest, deviceNumber: number) {
+    this.guest = guest;
+    this.deviceNumber = deviceNumber;
+    this.identity = guest.identify(deviceNumber);
+    this.memory = new SimMemory(guest, deviceNumber);
+    void this.#life();
+  }
+
+  protected abstract readonly wantedFeatures: readonly number[];
+  protected abstract readonly deviceType: number;
+  /** The device was reset: nothing that was issued before happens any more. */
+  protected abstract onReset(): void;
+  protected abstract checkConfig(): Promise<string | undefined>;
+  /** A request in this slot, or undefined for none now. */
+  protected abstract next(slot: SimSlot): SimChain | undefined;
+
+  get isIdle(): boolean {
+    return this.#phase === 'running' && this.#outstanding.size === 0;
+  }
+
+  get isGone(): boolean {
+    return this.#phase === 'gone';
+  }
+
+  describe(): string {
+    return `${this.deviceNumber} ${this.#phase} with ${this.#outstanding.size} requests`;
+  }
+
+  /** Memory that was taken back from the service has changed. */
+  get wasTrespassed(): boolean {
+    return this.memory.wasTrespassed();
+  }
+
+  get name(): string {
+    return `${this.guest.process.name} device ${this.deviceNumber}`;
+  }
+
+  protected fault(what: string): void {
+    if (!this.guest.noisy) this.guest.loop.fail(`${this.name}: ${what}`);
+  }
+
+  #sleep(ms: number): Promise<void> {
+    return this.guest.loop.sleep(this.guest.process, ms);
+  }
+
+  async #life(): Promise<void> {
+    const { random } = this.guest.loop;
+    while (!this.isGone) {
+      const before = this.#disturbances;
+      try {
+        this.#phase = 'starting';
+        await this.memory.share();
+        await this.#start();
+        await this.#serve();
+      } catch (error) {
+        if (!(error instanceof Aborted)) throw error;
+        this.guest.loop.log(`${this.name}: ${error.message}`);
+        if (this.#disturbances === before && !this.isGone) this.fault(`set-up failed: ${error.message}`);
+        await this.#sleep(5 + random.below(50));
+      }
+    }
+  }
+
+  /** @throws Aborted when there is no answer */
+  protected async ask(message: Omit<TransportRequest, 'kind'>): Promise<Record<string, unknown>> {
+    // Another device may have the number by now.
+    if (this.isGone) throw new Aborted('the device is gone');
+    const outcome = await this.guest.request(this.deviceNumber, { kind: 'request', ...message } as TransportRequest);
+    if (outcome.kind === 'response') return outcome.body;
+    // A lost connection and a device that is gone excuse; so does a service that gave up a slow reset of a queue.
+    this.#disturbed();
+    throw new Aborted(`${message.name}: ${outcome.kind === 'failure' ? `errno ${outcome.errno}` : 'lost'}`);
+  }
+
+  #disturbed(): void {
+    this.#disturbances += 1;
+    this.#lastDisturbanceMs = this.guest.loop.nowMs;
+  }
+
+  #require(condition: boolean, what: string): void {
+    if (!condition) throw new Aborted(what);
+  }
+
+  async #setStatus(value: number): Promise<number> {
+    return (await this.ask({ name: 'SET_DEVICE_STATUS', body: { status: value } })).status as number;
+  }
+
+  async #reset(): Promise<void> {
+    const begunMs = this.guest.loop.nowMs;
+    let value = await this.#setStatus(0);
+    for (let wait = 1; value !== 0; wait = Math.min(wait * 2, 500)) {
+      if (this.guest.loop.nowMs - begunMs > stuckAfterMs) this.fault('the reset does not end');
+      await this.#sleep(wait);
+      value = (await this.ask({ name: 'GET_DEVICE_STATUS', body: {} })).status as number;
+    }
+    this.#abandonAll();
+    this.onReset();
+    this.memory.scribble();
+    this.#kick = undefined;
+    this.resets += 1;
+  }
+
+  #abandonAll(): void {
+    for (const io of this.#outstanding.values()) {
+      io.abandon();
+      this.memory.give(io.slot);
+    }
+    this.#outstanding.clear();
+    this.#queue = undefined;
+  }
+
+  /** virtio 1.3, 3.1.1. */
+  async #start(): Promise<void> {
+    const { random } = this.guest.loop;
+    const reconnections = this.#reconnections;
+    await this.#reset();
+    await this.#setStatus(status.ACKNOWLEDGE);
+    await this.#setStatus(status.ACKNOWLEDGE | status.DRIVER);
+    const info = await this.ask({ name: 'GET_DEVICE_INFO', body: {} });
+    this.#require(info.deviceId === this.deviceType, `device type ${info.deviceId}`);
+    const body = { blockIndex: 0, blockCount: info.featureBlockCount as number };
+    const offered = FeatureSet.fromBlocks((await this.ask({ name: 'GET_DEVICE_FEATURES', body })).blocks as number[]);
+    const optional = [feature.INDIRECT_DESC, feature.EVENT_IDX, feature.RING_RESET, ...this.wantedFeatures];
+    const chosen = optional.filter((bit) => offered.has(bit) && random.chance(0.7));
+    this.features = FeatureSet.of(feature.VERSION_1, feature.ACCESS_PLATFORM, ...chosen);
+    const blocks = this.features.toBlocks(body.blockCount);
+    await this.ask({ name: 'SET_DRIVER_FEATURES', body: { ...body, blocks } });
+    const negotiated = running & ~status.DRIVER_OK;
+    this.#require(((await this.#setStatus(negotiated)) & status.FEATURES_OK) !== 0, 'FEATURES_OK was refused');
+    const config = await this.checkConfig();
+    this.#require(config === undefined, config ?? '');
+    await this.#enableQueue();
+    this.#wantsSignals = random.chance(0.3);
+    await this.#wire();
+    this.#require((await this.#setStatus(running)) === running, 'DRIVER_OK was refused');
+    this.#phase = 'running';
+    this.guest.loop.log(`${this.name}: runs`);
+    if (this.#reconnections !== reconnections) this.#notify();
+  }
+
+  async #enableQueue(): Promise<void> {
+    const { random } = this.guest.loop;
+    const found = await this.ask({ name: 'GET_VQUEUE', body: { index: 0 } });
+    const sizes = [2, 4, 8, 16, 64, 256].filter((size) => size >= 4 && size <= (found.maxSize as number));
+    this.#queueSize = random.pick(sizes);
+    this.#openQueue();
+    const { descAddr, driverAddr, deviceAddr } = this.memory;
+    const setup = { index: 0, size: this.#queueSize, descAddr, driverAddr, deviceAddr };
+    await this.ask({ name: 'SET_VQUEUE', body: { ...setup, flags: setVqueueFlags.enable, reserved: 0 } });
+    const now = await this.ask({ name: 'GET_VQUEUE', body: { index: 0 } });
+    const same = now.size === setup.size && now.descAddr === descAddr && now.flags === vqueueEnabled;
+    this.#require(same, `SET_VQUEUE gave size ${now.size} for ${setup.size}, flags ${now.flags}`);
+  }
+
+  #openQueue(): void {
+    const { descAddr, driverAddr, deviceAddr } = this.memory;
+    const bytes = splitRingBytes(this.#queueSize);
+    this.#queue = openSplitDriverQueue({
+      size: this.#queueSize,
+      features: this.features,
+      descAddr,
+      driverAddr,
+      deviceAddr,
+      memory: this.memory.ringParts(bytes),
+    });
+  }
+
+  /** Hands over kick and call, when this driver wants them. */
+  async #wire(): Promise<void> {
+    if (!this.#wantsSignals) return;
+    const kick = { kind: 'kick' as const, listener: undefined, pending: false };
+    const call = { kind: 'call' as const, ring: () => this.used(0) };
+    const references = { kick: this.guest.reference(kick), call: this.guest.reference(call) };
+    const body = { device: this.deviceNumber, flags: 3, queue: 0, ...references };
+    const outcome = await this.guest.request(0, { kind: 'request', name: 'QUEUE_NOTIFY', body });
+    if (outcome.kind !== 'response') this.#disturbed();
+    this.#require(outcome.kind === 'response' && outcome.body.errno === 0, 'QUEUE_NOTIFY was refused');
+    this.#kick = kick;
+  }
+
+  #notify(): void {
+    if (this.#kick?.listener !== undefined) this.#kick.listener();
+    else this.guest.notify(this.deviceNumber, 0);
+  }
+
+  /** Issues requests until the device has to be set up anew. */
+  async #serve(): Promise<void> {
+    const { loop } = this.guest;
+    let ended = false;
+    const end = new Promise<void>((resolve) => {
+      this.#endServing = () => {
+        ended = true;
+        resolve();
+      };
+    });
+    let pauseMs = 1;
+    while (!ended && !this.isGone) {
+      const before = this.completed;
+      this.#issue(1 + loop.random.below(6));
+      await this.#sometimes();
+      this.#checkStuck();
+      await Promise.race([end, this.#sleep(pauseMs * (loop.random.below(100) / 50))]);
+      pauseMs = this.completed > before ? 1 : Math.min(pauseMs * 1.5, 400);
+    }
+  }
+
+  #checkStuck(): void {
+    for (const io of this.#outstanding.values()) {
+      const since = Math.max(io.issuedMs, this.#lastDisturbanceMs);
+      if (this.guest.isConnected && this.guest.loop.nowMs - since > stuckAfterMs) {
+        if (this.guest.noisy) this.end();
+        else this.fault(`a request of ${io.issuedMs.toFixed(2)} ms is not completed`);
+      }
+    }
+  }
+
+  /** What drivers do beside requests. */
+  async #sometimes(): Promise<void> {
+    const { random } = this.guest.loop;
+    const choice = random.below(this.quiet ? 1000 : 150);
+    if (choice === 0) this.end();
+    else if (choice === 1) await this.#resetQueue();
+    else if (choice === 2) await this.#status();
+    else if (choice === 6) await this.#burst();
+    else if (choice === 3) await this.#drain();
+    else if (choice === 4) await this.memory.extend();
+    else if (choice === 5 && (await this.memory.shrink(random.chance(0.5))) === 'busy') this.end();
+  }
+
+  /** Waits for everything that is under way: with nothing else going on, no wake-up may be missing. */
+  async #drain(): Promise<void> {
+    this.#draining = true;
+    let pauseMs = 1;
+    while (this.#outstanding.size > 0 && this.#phase === 'running' && this.guest.loop.violation === undefined) {
+      this.#checkStuck();
+      await this.#sleep(pauseMs);
+      pauseMs = Math.min(pauseMs * 2, 2000);
+    }
+    this.#draining = false;
+  }
+
+  async #status(): Promise<void> {
+    try {
+      const before = this.#disturbances;
+      const found = (await this.ask({ name: 'GET_DEVICE_STATUS', body: {} })).status;
+      if (this.#disturbances === before && found !== running) this.fault(`status ${found} while it is in use`);
+    } catch (error) {
+      if (!(error instanceof Aborted)) throw error;
+    }
+  }
+
+  /** Many requests at a time, and nothing else of this driver until all are answered. */
+  async #burst(): Promise<void> {
+    const ping = (data: number) => this.guest.request(0, { kind: 'request', name: 'PING', body: { data } });
+    const numbers = Array.from({ length: 2 + this.guest.loop.random.below(12) }, (_, i) => i);
+    for (const [i, outcome] of (await Promise.all(numbers.map(ping))).entries()) {
+      if (outcome.kind === 'response' && outcome.body.data !== i) this.fault('PING does not give back what was sent');
+    }
+  }
+
+  /** virtio 1.3, 2.6.1. @throws Aborted */
+  async #resetQueue(): Promise<void> {
+    if (!this.features.has(feature.RING_RESET) || this.#phase !== 'running') return;
+    const reconnections = this.#reconnections;
+    this.#phase = 'queue-reset';
+    this.guest.loop.log(`${this.name}: reset of the queue`);
+    await this.ask({ name: 'RESET_VQUEUE', body: { index: 0 } });
+    if (this.#phase !== 'queue-reset') return;
+    const found = await this.ask({ name: 'GET_VQUEUE', body: { index: 0 } });
+    this.#require(found.flags === 0 && found.size === 0, 'RESET_VQUEUE was not applied');
+    this.#abandonAll();
+    this.onReset();
+    await this.#enableQueue();
+    this.queueResets += 1;
+    if (this.#phase !== 'queue-reset') return;
+    this.#phase = 'running';
+    if (this.#reconnections !== reconnections) this.#notify();
+  }
+
+  #issue(count: number): void {
+    const queue = this.#queue;
+    if (this.#phase !== 'running' || queue === undefined) return;
+    const { random } = this.guest.loop;
+    for (let i = 0; i < count && !this.quiet && !this.#draining; i++) {
+      const slot = this.memory.take();
+      if (slot === undefined) break;
+      const chain = this.next(slot);
+      const token = chain === undefined ? undefined : this.#add(queue, chain);
+      if (chain === undefined || token === undefined) {
+        chain?.io.abandon();
+        this.memory.give(slot);
+        break;
+      }
+      this.#outstanding.set(token, chain.io);
+      this.#unpublished = true;
+      if (random.chance(0.5)) this.#publish(queue);
+    }
+    this.#publish(queue);
+  }
+
+  #add(queue: SplitDriverQueue, { io, readable, writable }: SimChain): number | undefined {
+    const indirect = this.features.has(feature.INDIRECT_DESC) && this.guest.loop.random.chance(0.5);
+    const count = readable.length + writable.length;
+    if (!indirect && count > queue.size) return undefined;
+    return queue.add(readable, writable, indirect ? { indirect: io.slot.table } : {});
+  }
+
+  #publish(queue: SplitDriverQueue): void {
+    if (!this.#unpublished) return;
+    this.#unpublished = false;
+    if (queue.kick()) this.#notify();
+  }
+
+  used(queueIndex: number): void {
+    const queue = this.#queue;
+    if (queueIndex !== 0) this.fault(`EVENT_USED of queue ${queueIndex}`);
+    if (queue === undefined || this.#phase !== 'running') return;
+    queue.suppressInterrupts();
+    do {
+      for (let used = queue.next(); used !== undefined; used = queue.next()) {
+        if (used instanceof QueueFault) {
+          this.fault(`the device broke the queue: ${used.reason}, ${used.detail}`);
+          this.end();
+          return;
+        }
+        this.#complete(used.token, used.writtenBytes);
+      }
+    } while (queue.enableInterrupts());
+  }
+
+  #complete(token: number, writtenBytes: number): void {
+    const io = this.#outstanding.get(token)!;
+    this.#outstanding.delete(token);
+    this.completed += 1;
+    const wrong = io.complete(writtenBytes);
+    if (wrong !== undefined) this.fault(wrong);
+    this.memory.give(io.slot);
+  }
+
+  configEvent(value: number): void {
+    if ((value & status.DEVICE_NEEDS_RESET) === 0) return;
+    this.#disturbed();
+    this.end();
+  }
+
+  /** Sets the device up anew. */
+  protected end(): void {
+    if (this.#phase === 'running') this.#phase = 'starting';
+    this.#endServing?.();
+    this.#endServing = undefined;
+  }
+
+  removed(): void {
+    this.#disturbed();
+    this.#phase = 'gone';
+    this.#endServing?.();
+    void this.memory.takeBack();
+  }
+
+  async reconnected(kept: boolean): Promise<void> {
+    this.#disturbed();
+    this.#reconnections += 1;
+    this.#kick = undefined;
+    if (!kept) this.end();
+    if (this.#phase !== 'running') return;
+    try {
+      const value = (await this.ask({ name: 'GET_DEVICE_STATUS', body: {} })).status as number;
+      if (this.#phase !== 'running') return;
+      if (value !== running) {
+        if (value !== 0 && (value & status.DEVICE_NEEDS_RESET) === 0) this.fault(`status ${value} after resuming`);
+        this.end();
+        return;
+      }
+      await this.#wire();
+      this.#notify();
+      this.resumes += 1;
+    } catch (error) {
+      if (!(error instanceof Aborted)) throw error;
+      this.end();
+    }
+  }
+
+  preempt(): void {
+    const { random } = this.guest.loop;
+    if (random.chance(0.2)) this.used(0);
+    if (random.chance(0.3)) this.#issue(1);
+  }
+}
