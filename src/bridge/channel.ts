@@ -22,6 +22,7 @@ import {
 import { transportEvents } from '../virtio-msg/transport-messages.ts';
 import { readU32 } from '../wire/bytes.ts';
 import { type Decoded, decode, Malformed } from '../wire/layout.ts';
+import type { FlightRecorder } from './flight-recorder.ts';
 import type { ChannelCounters } from './lane/protocol.ts';
 
 /** Where the messages of a channel go. */
@@ -61,6 +62,7 @@ export class Channel {
   readonly #maxMessageSize: number;
   readonly #incoming: Uint8Array;
   readonly #outgoing: Uint8Array;
+  readonly #recorder: FlightRecorder;
   readonly #backlog = new BoundedQueue<Uint8Array>(limits.channelBacklogMessages);
   /** EVENT_USED that found the ring full, once for each queue: key device number << 16 | queue. */
   readonly #usedBacklog = new Set<number>();
@@ -75,6 +77,7 @@ export class Channel {
     handler: ChannelHandler,
     scheduler: Scheduler,
     counters: ChannelCounters,
+    recorder: FlightRecorder,
   ) {
     this.#port = port;
     this.#dialect = dialect;
@@ -82,8 +85,14 @@ export class Channel {
     this.#handler = handler;
     this.#scheduler = scheduler;
     this.counters = counters;
+    this.#recorder = recorder;
     this.#incoming = new Uint8Array(port.slotBytes);
     this.#outgoing = new Uint8Array(port.slotBytes);
+  }
+
+  /** Messages that wait for room. */
+  get backlogLength(): number {
+    return this.#backlog.length + this.#usedBacklog.size;
   }
 
   /** The peer rang, or may have written: takes what is there. */
@@ -99,6 +108,7 @@ export class Channel {
       const outcome = this.#port.receive(this.#incoming);
       if (outcome === 'message') {
         this.counters.messagesIn += 1;
+        this.#recorder.record(this.#incoming, false);
         this.#dispatch();
       } else if (outcome === 'broken') {
         this.#break('the guest wrote an impossible ring index');
@@ -152,9 +162,10 @@ export class Channel {
     if (this.#closed) return false;
     const message = { kind: 'event', name: 'EVENT_USED', body: { index: queue } } as const;
     const size = this.#dialect.encode(message, deviceNumber, 0, this.#outgoing);
-    const outcome = this.#port.send(this.#outgoing.subarray(0, size));
+    const frame = this.#outgoing.subarray(0, size);
+    const outcome = this.#port.send(frame);
     if (outcome === 'sent') {
-      this.#sent();
+      this.#sent(frame);
       this.#usedBacklog.delete(key);
       return true;
     }
@@ -165,13 +176,14 @@ export class Channel {
 
   #sendFrame(frame: Uint8Array): void {
     const outcome = this.#backlog.length > 0 ? 'full' : this.#port.send(frame);
-    if (outcome === 'sent') this.#sent();
+    if (outcome === 'sent') this.#sent(frame);
     else if (outcome === 'broken') this.#break('the guest wrote an impossible ring index');
     else if (!this.#backlog.push(frame.slice())) this.#break('the guest does not read its ring');
   }
 
-  #sent(): void {
+  #sent(frame: Uint8Array): void {
     this.counters.messagesOut += 1;
+    this.#recorder.record(frame, true);
     this.#planFlush();
   }
 
@@ -181,7 +193,7 @@ export class Channel {
       if (outcome === 'broken') this.#break('the guest wrote an impossible ring index');
       if (outcome !== 'sent') return;
       this.#backlog.shift();
-      this.#sent();
+      this.#sent(frame);
     }
     for (const key of this.#usedBacklog) {
       if (!this.#sendUsedNow(key >>> 16, key & 0xffff, key)) return;

@@ -16,6 +16,8 @@ export const limits = {
   devicePendingRequests: 32,
   /** Responses and events kept for a guest whose ring is full, then the connection ends. */
   channelBacklogMessages: 1024,
+  /** Message headers that the flight recorder of a bus keeps. */
+  flightRecords: 256,
   /** Bounded completion of a request inside the bridge. */
   requestTimeoutMs: 5_000,
   /** Time the kernel and the guest get to finish the handshake. */

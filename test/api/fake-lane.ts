@@ -119,6 +119,8 @@ export class FakeLane implements Lane {
       epoch: 0n,
       peer: null,
       counters,
+      channel: null,
+      shares: [],
       regions: 0,
       regionBytes: 0,
       regionsDraining: 0,

@@ -25,6 +25,8 @@ export class FrameForge {
   readonly #o: ForgeOptions;
   readonly #rows = [...dialectD5.rows()];
   readonly #scratch = new Uint8Array(0x20000);
+  /** Between 0, which leads the devices far, and 1, which never lets them. */
+  wildness = 1;
   /** How far each device was led through its set-up. */
   readonly #progress = new Map<number, number>();
 
@@ -36,7 +38,7 @@ export class FrameForge {
   /** A frame of at most the maximum message size, perhaps with a header that says otherwise. */
   next(): Uint8Array {
     const random = this.#random;
-    const choice = random.below(100);
+    const choice = random.below(100) / this.wildness;
     if (choice < 8) return this.#noise();
     if (choice < 18) return this.#headed(this.#noise());
     if (choice < 58) return this.#valid();
@@ -150,14 +152,20 @@ export class FrameForge {
 
   #region(): Uint8Array {
     const random = this.#random;
-    const [area, reference] = [random.pick(this.#o.areas), random.below(4)];
+    const area = random.chance(this.wildness) ? random.pick(this.#o.areas) : this.#o.areas[0]!;
+    const reference = random.below(4);
     const body = { peer: 0, area, flags: 0, reference, reserved: 0, offset: 0n, length: 16384n };
     return this.#encode({ kind: 'request', name: 'REGION_ADD', body });
   }
 
   #queue(device: number): Uint8Array {
-    const addresses = { descAddr: this.#address(), driverAddr: this.#address(), deviceAddr: this.#address() };
-    const body = { index: 0, flags: 1, size: this.#random.pick([1, 4, 16, 64]), reserved: 0, ...addresses };
+    const random = this.#random;
+    // The first three offsets make a good queue.
+    const [descAddr, driverAddr, deviceAddr] = random.chance(1 - this.wildness / 2)
+      ? this.#o.ringOffsets.slice(0, 3).map((offset) => (BigInt(this.#o.areas[0]!) << 48n) | BigInt(offset))
+      : [this.#address(), this.#address(), this.#address()];
+    const addresses = { descAddr, driverAddr, deviceAddr };
+    const body = { index: 0, flags: 1, size: random.pick([1, 4, 16, 64]), reserved: 0, ...addresses };
     return this.#encode({ kind: 'request', name: 'SET_VQUEUE', body }, device);
   }
 }

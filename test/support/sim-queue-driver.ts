@@ -200,6 +200,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     const { random } = this.guest.loop;
     const found = await this.ask({ name: 'GET_VQUEUE', body: { index: 0 } });
     const sizes = [2, 4, 8, 16, 64, 256].filter((size) => size >= 4 && size <= (found.maxSize as number));
+    this.#require(sizes.length > 0, `queues of ${found.maxSize} entries`);
     this.#queueSize = random.pick(sizes);
     this.#openQueue();
     const { descAddr, driverAddr, deviceAddr } = this.memory;

@@ -240,9 +240,10 @@ export class SimWorld {
     const spec = this.loop.random.pick([...bus.wanted.values()]);
     this.#known.set(spec.attachment, spec);
     this.loop.log(`replug of ${spec.attachment}`);
-    await service.detach(bus, spec.attachment);
+    const detached = service.detach(bus, spec.attachment);
     // The desired state outlives the service.
     bus.wanted.set(spec.attachment, spec);
+    await detached;
     if (service.process.alive && service.isUp) await service.attach(bus, spec);
   }
 

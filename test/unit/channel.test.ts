@@ -2,11 +2,14 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
 import { Channel, type ChannelHandler, newCounters } from '../../src/bridge/channel.ts';
+import { FlightRecorder } from '../../src/bridge/flight-recorder.ts';
+import { systemClock } from '../../src/kit/clock.ts';
 import { limits } from '../../src/kit/limits.ts';
 import { type CanonicalMessage, dialectD5 } from '../../src/virtio-msg/dialect.ts';
 import { parseFrame } from '../support/bridge-bench.ts';
 import { FakePort, FakeScheduler } from '../support/bridge-fakes.ts';
 
+const newRecorder = (): FlightRecorder => new FlightRecorder(systemClock, 16);
 const ping = (data: number): CanonicalMessage => ({ kind: 'response', name: 'PING', body: { data } });
 const getStatus: CanonicalMessage = { kind: 'request', name: 'GET_DEVICE_STATUS', body: {} };
 
@@ -19,7 +22,15 @@ class Rig implements ChannelHandler {
 
   constructor(capacity = 1024, maxMessageSize = 64) {
     this.port = new FakePort(64, capacity);
-    this.channel = new Channel(this.port, dialectD5, maxMessageSize, this, this.scheduler, this.counters);
+    this.channel = new Channel(
+      this.port,
+      dialectD5,
+      maxMessageSize,
+      this,
+      this.scheduler,
+      this.counters,
+      newRecorder(),
+    );
   }
 
   busMessage(message: CanonicalMessage): void {
@@ -79,7 +90,7 @@ describe('channel: receiving', () => {
     const channels = rigs.map((rig, n) => {
       for (let i = 0; i < 3 * limits.channelBatchMessages; i++) rig.incoming(getStatus, 0, i);
       const handler = { ...noHandler, transportMessage: () => void order.push(n) };
-      return new Channel(rig.port, dialectD5, 64, handler, shared, newCounters());
+      return new Channel(rig.port, dialectD5, 64, handler, shared, newCounters(), newRecorder());
     });
     for (const channel of channels) channel.onDoorbell();
     shared.run();

@@ -42,6 +42,7 @@ export async function runDemo(args: string[], io: CliIo): Promise<number> {
   scope.defer(() => rmSync(directory, { recursive: true, force: true }));
   const ended = endSignal();
   let service: RunningService | undefined;
+  let outcome: number = exitCode.failed;
   try {
     const story = new Story(io, process.stdout.isTTY === true && io.stdout === process.stdout);
     story.chapter('The service starts');
@@ -49,18 +50,20 @@ export async function runDemo(args: string[], io: CliIo): Promise<number> {
     story.fact(`REST API on ${service.apiSocket}`);
     // Ctrl-C ends the tour as well.
     const tour = runTour(service, directory, disk, story, io, scope).then(() => 'done' as const);
-    if ((await Promise.race([tour, ended])) !== 'done') return exitCode.failed;
-    if (values.exit === true) {
-      story.text('demo: ok\n');
-      return exitCode.ok;
+    if ((await Promise.race([tour, ended])) === 'done') {
+      if (values.exit !== true) {
+        story.text(howToTryIt(service.apiSocket));
+        await ended;
+      }
+      outcome = exitCode.ok;
     }
-    story.text(howToTryIt(service.apiSocket));
-    await ended;
-    return exitCode.ok;
   } finally {
     await service?.stop();
     scope.close();
   }
+  // Only now: also the end has to go well.
+  if (outcome === exitCode.ok && values.exit === true) io.stdout.write('demo: ok\n');
+  return outcome;
 }
 
 function demoConfig(directory: string, io: CliIo): Config {

@@ -44,8 +44,9 @@ export class RngBackend implements Backend {
       return;
     }
     this.#source.fill(target, (error, bytes) => {
-      request.complete(error === null ? bytes : 0);
+      // Before the completion: that may end a reset of the device, and a fault after it would look like a new one.
       if (error !== null) this.#host.failed(`the entropy source failed: ${error.message}`);
+      request.complete(error === null ? bytes : 0);
     });
   }
 
@@ -88,13 +89,17 @@ async function fromDevice(path: string): Promise<EntropySource> {
     await promisify(close)(fd);
     throw error;
   }
+  let reading: Promise<void> = Promise.resolve();
   return {
     fill(target, done) {
-      read(fd, target, 0, target.length, null, (error, bytes) => {
-        if (error === null && bytes === 0) done(new Error(`${path} gives no bytes`), 0);
-        else done(error, bytes);
+      reading = new Promise((resolve) => {
+        read(fd, target, 0, target.length, null, (error, bytes) => {
+          if (error === null && bytes === 0) done(new Error(`${path} gives no bytes`), 0);
+          else done(error, bytes);
+          resolve();
+        });
       });
     },
-    close: () => promisify(close)(fd),
+    close: () => reading.then(() => promisify(close)(fd)),
   };
 }

@@ -19,6 +19,7 @@ import type { Dialect } from '../../virtio-msg/dialect.ts';
 import { newCounters } from '../channel.ts';
 import { DeviceHost } from '../device/host.ts';
 import { DeviceRecovery, recoveryBytes } from '../device/recovery.ts';
+import { type FlightRecord, FlightRecorder } from '../flight-recorder.ts';
 import type { AttachedDevice, BusSnapshot, DeviceSnapshot, LaneAttachSpec, LaneEvent } from '../lane/protocol.ts';
 import { BusRecovery, busRecoveryBytes } from './recovery.ts';
 import { BusSession } from './session.ts';
@@ -63,6 +64,7 @@ export class BusRuntime implements BusTransportHandler {
   readonly #o: BusRuntimeOptions;
   readonly #recovery: BusRecovery;
   readonly #counters = newCounters();
+  readonly #recorder: FlightRecorder;
   readonly #hosts = new Map<number, DeviceHost>();
   readonly #attached = new Map<string, Attached>();
   readonly #usedNumbers = new Set<number>();
@@ -74,6 +76,7 @@ export class BusRuntime implements BusTransportHandler {
 
   constructor(options: BusRuntimeOptions) {
     this.#o = options;
+    this.#recorder = new FlightRecorder(options.clock, limits.flightRecords);
     this.#recovery = new BusRecovery(options.store.open(busRecord, busRecoveryBytes), options.random);
   }
 
@@ -200,6 +203,7 @@ export class BusRuntime implements BusTransportHandler {
       clock,
       scheduler,
       counters: this.#counters,
+      recorder: this.#recorder,
       onBroken: (reason) => {
         // Told late: the guest may have left and another one be here.
         if (this.#session === session) this.disconnected(reason);
@@ -257,11 +261,17 @@ export class BusRuntime implements BusTransportHandler {
       epoch: this.#recovery.epoch,
       peer: this.#peer,
       counters: { ...this.#counters },
+      channel: this.#session?.channelSnapshot() ?? null,
+      shares: areas?.snapshot() ?? [],
       regions: areas?.regions ?? 0,
       regionBytes: areas?.regionBytes ?? 0,
       regionsDraining: areas?.regionsDraining ?? 0,
       devices: [...this.#attached.values()].map(deviceSnapshot),
     };
+  }
+
+  records(): FlightRecord[] {
+    return this.#recorder.records();
   }
 
   /** Before the service stops: requests in flight complete (bounded); what a resume needs stays. */

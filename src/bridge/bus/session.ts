@@ -17,7 +17,8 @@ import { headerBytes, type MessageHeader } from '../../virtio-msg/header.ts';
 import { type TransportRequest, transportRequests } from '../../virtio-msg/transport-messages.ts';
 import { Channel, type ChannelHandler } from '../channel.ts';
 import type { DeviceHost, DeviceLink } from '../device/host.ts';
-import type { ChannelCounters } from '../lane/protocol.ts';
+import type { FlightRecorder } from '../flight-recorder.ts';
+import type { ChannelCounters, ChannelSnapshot } from '../lane/protocol.ts';
 import { AreaTable } from '../memory/area-table.ts';
 import { devicesWindow } from './devices-window.ts';
 import { QueueSignals } from './queue-signals.ts';
@@ -29,6 +30,7 @@ export interface SessionOptions {
   readonly clock: Clock;
   readonly scheduler: Scheduler;
   readonly counters: ChannelCounters;
+  readonly recorder: FlightRecorder;
   /** The connection cannot go on. */
   readonly onBroken: (reason: string) => void;
 }
@@ -46,7 +48,15 @@ export class BusSession implements ChannelHandler {
     this.areas = new AreaTable(options.clock);
     this.#signals = new QueueSignals(connection.resources);
     const { port, maxMessageSize } = connection;
-    this.#channel = new Channel(port, options.dialect, maxMessageSize, this, options.scheduler, options.counters);
+    this.#channel = new Channel(
+      port,
+      options.dialect,
+      maxMessageSize,
+      this,
+      options.scheduler,
+      options.counters,
+      options.recorder,
+    );
     connection.onDoorbell(() => {
       options.counters.doorbellsIn += 1;
       this.#channel.onDoorbell();
@@ -70,6 +80,17 @@ export class BusSession implements ChannelHandler {
       used: (queue) => {
         if (!this.#signals.call(deviceNumber, queue)) channel.sendUsed(deviceNumber, queue);
       },
+    };
+  }
+
+  /** The message path, for people. */
+  channelSnapshot(): ChannelSnapshot {
+    const { dialect, connection } = this.#o;
+    return {
+      dialect: dialect.spec.name,
+      maxMessageSizeBytes: connection.maxMessageSize,
+      slotBytes: connection.port.slotBytes,
+      backlogMessages: this.#channel.backlogLength,
     };
   }
 

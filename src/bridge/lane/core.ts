@@ -35,6 +35,7 @@ export class LaneCore {
     attach: (spec) => this.#attach(spec),
     detach: ({ bus, attachment }) => this.#detach(bus, attachment),
     inspect: () => this.#inspect(),
+    records: async ({ bus }) => this.#bus(bus).records(),
     shutdown: () => this.#shutdown(),
   };
 

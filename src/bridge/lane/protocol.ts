@@ -1,5 +1,6 @@
 import type { ErrorData } from '../../kit/errors.ts';
 import type { GuestIdentity } from '../../ports/bus.ts';
+import type { FlightRecord } from '../flight-recorder.ts';
 
 /**
  * What crosses between the service and a lane: structured-cloneable values only, because a lane may run
@@ -43,6 +44,8 @@ export interface LaneCommands {
   attach: { argument: LaneAttachSpec; result: AttachedDevice };
   detach: { argument: { readonly bus: string; readonly attachment: string }; result: null };
   inspect: { argument: Record<string, never>; result: LaneSnapshot };
+  /** The headers of the last messages on a bus, oldest first; those of the last guest when none is there. */
+  records: { argument: { readonly bus: string }; result: readonly FlightRecord[] };
   /** Lets requests in flight finish (bounded), then releases everything; recovery files stay. */
   shutdown: { argument: Record<string, never>; result: null };
 }
@@ -74,11 +77,34 @@ export interface BusSnapshot {
   readonly epoch: bigint;
   readonly peer: PeerIdentity | null;
   readonly counters: Readonly<ChannelCounters>;
+  /** The message path to the guest, null while there is none. */
+  readonly channel: ChannelSnapshot | null;
+  /** Memory of the guest. */
+  readonly shares: readonly ShareSnapshot[];
   readonly regions: number;
   readonly regionBytes: number;
   /** Regions already removed that I/O still pins. */
   readonly regionsDraining: number;
   readonly devices: readonly DeviceSnapshot[];
+}
+
+export interface ChannelSnapshot {
+  /** Name of the wire revision, "D5". */
+  readonly dialect: string;
+  readonly maxMessageSizeBytes: number;
+  readonly slotBytes: number;
+  /** Messages that wait for room in the ring to the guest. */
+  readonly backlogMessages: number;
+}
+
+export interface ShareSnapshot {
+  readonly area: number;
+  readonly bytes: number;
+  readonly readOnly: boolean;
+  /** Leases of devices on it. */
+  readonly pins: number;
+  /** active: can be used. draining: removed, still pinned. */
+  readonly state: 'active' | 'draining';
 }
 
 export interface DeviceSnapshot {

@@ -11,6 +11,15 @@ export interface AreaUser {
 /** Linux errno values that a guest can get for a region. */
 export type RegionError = 'EINVAL' | 'EEXIST' | 'ENOENT' | 'ENOSPC' | 'EBUSY';
 
+/** A region as people see it. */
+export interface AreaSnapshot {
+  readonly area: number;
+  readonly bytes: number;
+  readonly readOnly: boolean;
+  readonly pins: number;
+  readonly state: 'active' | 'draining';
+}
+
 class Region {
   readonly area: number;
   readonly backing: GuestMemory;
@@ -77,6 +86,17 @@ export class AreaTable {
   /** Regions removed but still pinned. */
   get regionsDraining(): number {
     return this.#draining.size;
+  }
+
+  snapshot(): AreaSnapshot[] {
+    const describe = (state: AreaSnapshot['state']) => (region: Region) => ({
+      area: region.area,
+      bytes: region.backing.bytes.length,
+      readOnly: region.readOnly,
+      pins: [...region.pins.values()].reduce((sum, pins) => sum + pins, 0),
+      state,
+    });
+    return [...[...this.#regions.values()].map(describe('active')), ...[...this.#draining].map(describe('draining'))];
   }
 
   /** Whether a region of this size and id may be added; `add` must follow without another call between. */
