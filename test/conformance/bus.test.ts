@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { RingPort } from '../../src/bridge/bus/loopback/ring-port.ts';
+import { RingPort } from '../../src/device/ring-port.ts';
 import { limits } from '../../src/kit/limits.ts';
 import { feature } from '../../src/virtio/features.ts';
 import { dialectD5 } from '../../src/virtio-msg/dialect.ts';

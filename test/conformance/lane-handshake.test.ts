@@ -6,7 +6,15 @@ import { createEventfd } from '../../src/libc/eventfd.ts';
 import { Fd } from '../../src/libc/fd.ts';
 import { createMemfd } from '../../src/libc/memfd.ts';
 import { socketPair } from '../../src/libc/unix-socket.ts';
-import { descriptors, type Hello, headOf, hello, packetType, type Rings, rings } from '../../src/virtio-msg/loopback-handshake.ts';
+import {
+  descriptors,
+  type Hello,
+  headOf,
+  hello,
+  packetType,
+  type Rings,
+  rings,
+} from '../../src/virtio-msg/loopback-handshake.ts';
 import type { Layout } from '../../src/wire/layout.ts';
 import { goodHello, goodRings, packet, type RawGuest, ringMemoryBytes } from '../support/bridge-guest.ts';
 import { type LaneKind, LaneRig } from '../support/bridge-lane.ts';
@@ -32,7 +40,7 @@ function suite(kind: LaneKind): void {
   const wrongHellos: Readonly<Record<string, [Partial<Hello>, RegExp]>> = {
     'version 0': [{ version: 0 }, /version 0/],
     'no dialect': [{ dialects: 0 }, /dialect/],
-    'other dialects': [{ dialects: (~(1 << 5)) >>> 0 }, /dialect/],
+    'other dialects': [{ dialects: ~(1 << 5) >>> 0 }, /dialect/],
     'a small message size': [{ maxMessageSize: 51 }, /maximum message size 51/],
     'message size 0': [{ maxMessageSize: 0 }, /maximum message size 0/],
     'another magic': [{ magic: 0x47534d57 }, /VMSG/],
@@ -168,7 +176,11 @@ function suite(kind: LaneKind): void {
       ['more', (guest, fd) => sendDescriptors(guest, 0, 1, [fd, fd]), /2 descriptors, 1 announced/],
       ['repeated', (guest, fd) => [0, 1].forEach((first) => sendDescriptors(guest, first, 2, [fd, fd])), /in use/],
       ['nine', (guest, fd) => sendDescriptors(guest, 0, 9, new Array(9).fill(fd)), /oversized|descriptors/],
-      ['waiting', (guest, fd) => [0, 8, 16].forEach((n) => sendDescriptors(guest, n, 8, new Array(8).fill(fd))), /wait/],
+      [
+        'waiting',
+        (guest, fd) => [0, 8, 16].forEach((n) => sendDescriptors(guest, n, 8, new Array(8).fill(fd))),
+        /wait/,
+      ],
     ];
     for (const [, act, reason] of cases) {
       await rig.withGuest(async (guest) => {
@@ -195,7 +207,8 @@ function suite(kind: LaneKind): void {
       assert.equal(await add(createMemfd('short', 4096), { offset: 4096n }), EINVAL);
       const notify = async (flags: number, fd: Fd): Promise<number> => {
         const reference = guest.give(guest.own(fd));
-        return (await guest.ask('QUEUE_NOTIFY', { device: 0, queue: 0, flags, kick: reference, call: reference })).errno;
+        return (await guest.ask('QUEUE_NOTIFY', { device: 0, queue: 0, flags, kick: reference, call: reference }))
+          .errno;
       };
       assert.equal(await notify(1, createMemfd('bad', 4096)), EPERM);
       assert.equal(await notify(2, createEventfd()), EPERM, 'an eventfd could block the service');

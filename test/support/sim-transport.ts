@@ -1,4 +1,4 @@
-import { RingPort } from '../../src/bridge/bus/loopback/ring-port.ts';
+import { RingPort } from '../../src/device/ring-port.ts';
 import type { ErrnoName } from '../../src/kit/errno.ts';
 import { limits } from '../../src/kit/limits.ts';
 import type {

@@ -13,8 +13,9 @@ const layerTable: Readonly<Record<string, readonly string[]>> = {
   xen: ['ports', 'libc'],
   'vhost-user': ['wire', 'libc', 'virtio'],
   tee: ['ffa', 'libc'],
-  guest: ['virtio-msg', 'virtio', 'libc', 'xen'],
-  bridge: ['virtio-msg', 'virtio', 'libc', 'ffa', 'xen', 'vhost-user', 'tee'],
+  device: ['virtio-msg', 'virtio', 'libc'],
+  guest: ['device', 'virtio-msg', 'virtio', 'libc', 'xen'],
+  bridge: ['guest', 'device', 'virtio-msg', 'virtio', 'libc', 'ffa', 'xen', 'vhost-user', 'tee'],
   app: ['bridge', 'guest', 'api'],
   // Of the bridge, the API sees its commands and events only.
   api: ['kit', 'bridge/commands', 'bridge/events'],
@@ -24,7 +25,7 @@ const layerTable: Readonly<Record<string, readonly string[]>> = {
 const packageTable: Readonly<Record<string, readonly string[]>> = {
   bridge: ['typebox'],
   app: ['pino', 'typebox'],
-  api: ['fastify', '@fastify/swagger', '@fastify/type-provider-typebox', 'pino', 'typebox'],
+  api: ['fastify', 'prom-client', '@fastify/swagger', '@fastify/type-provider-typebox', 'pino', 'typebox'],
 };
 
 /** The layers and part-layers that a file belongs to, the whole layer first; empty outside src/ and api/. */

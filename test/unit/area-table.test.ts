@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { AreaTable } from '../../src/bridge/memory/area-table.ts';
+import { AreaTable } from '../../src/device/area-table.ts';
 import { limits } from '../../src/kit/limits.ts';
 import { type Access, type Lease, TranslateFault } from '../../src/ports/memory.ts';
 import { splitU64 } from '../../src/wire/bytes.ts';

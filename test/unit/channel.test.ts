@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
-import { Channel, type ChannelHandler, newCounters } from '../../src/bridge/channel.ts';
-import { FlightRecorder } from '../../src/bridge/flight-recorder.ts';
+import { Channel, type ChannelHandler, newCounters } from '../../src/device/channel.ts';
+import { FlightRecorder } from '../../src/device/flight-recorder.ts';
 import { systemClock } from '../../src/kit/clock.ts';
 import { limits } from '../../src/kit/limits.ts';
 import { type CanonicalMessage, dialectD5 } from '../../src/virtio-msg/dialect.ts';

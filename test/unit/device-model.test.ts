@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
-import type { DeviceModel, DeviceState } from '../../src/bridge/device/model.ts';
-import { type DeviceEffect, initialState, step } from '../../src/bridge/device/state.ts';
+import type { DeviceModel, DeviceState } from '../../src/device/model.ts';
+import { type DeviceEffect, initialState, step } from '../../src/device/state.ts';
 import { limits } from '../../src/kit/limits.ts';
 import { FeatureSet, feature } from '../../src/virtio/features.ts';
 import { status } from '../../src/virtio/status.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { devicesWindow } from '../../src/bridge/bus/devices-window.ts';
+import { devicesWindow } from '../../src/device/devices-window.ts';
 
 const u16 = fc.oneof(fc.nat(20), fc.nat(0xffff), fc.constantFrom(0x7fff, 0x8000, 0xfffe, 0xffff));
 

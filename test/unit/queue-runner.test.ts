@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { QueueRunner, type QueueRunnerOwner } from '../../src/bridge/device/queue-runner.ts';
+import { QueueRunner, type QueueRunnerOwner } from '../../src/device/queue-runner.ts';
 import { limits } from '../../src/kit/limits.ts';
 import type { BackendRequest } from '../../src/ports/backend.ts';
 import { QueueFault } from '../../src/virtio/queue.ts';

@@ -1,4 +1,9 @@
 import { createHash } from 'node:crypto';
+import { newCounters } from '../../device/channel.ts';
+import { type FlightRecord, FlightRecorder } from '../../device/flight-recorder.ts';
+import { DeviceHost } from '../../device/host.ts';
+import { DeviceRecovery, recoveryBytes } from '../../device/recovery.ts';
+import { BusSession } from '../../device/session.ts';
 import type { Clock, Timer } from '../../kit/clock.ts';
 import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
@@ -16,13 +21,8 @@ import type {
 import type { RecoveryStore } from '../../ports/recovery.ts';
 import { FeatureSet, feature } from '../../virtio/features.ts';
 import type { Dialect } from '../../virtio-msg/dialect.ts';
-import { newCounters } from '../channel.ts';
-import { DeviceHost } from '../device/host.ts';
-import { DeviceRecovery, recoveryBytes } from '../device/recovery.ts';
-import { type FlightRecord, FlightRecorder } from '../flight-recorder.ts';
 import type { AttachedDevice, BusSnapshot, DeviceSnapshot, LaneAttachSpec, LaneEvent } from '../lane/protocol.ts';
 import { BusRecovery, busRecoveryBytes } from './recovery.ts';
-import { BusSession } from './session.ts';
 
 export interface BusRuntimeOptions {
   readonly bus: string;

@@ -1,6 +1,8 @@
+import type { AreaSnapshot } from '../../device/area-table.ts';
+import type { ChannelCounters, ChannelSnapshot } from '../../device/channel.ts';
+import type { FlightRecord } from '../../device/flight-recorder.ts';
 import type { ErrorData } from '../../kit/errors.ts';
 import type { GuestIdentity } from '../../ports/bus.ts';
-import type { FlightRecord } from '../flight-recorder.ts';
 
 /**
  * What crosses between the service and a lane: structured-cloneable values only, because a lane may run
@@ -57,19 +59,6 @@ export interface AttachedDevice {
 
 export type PeerIdentity = GuestIdentity;
 
-export interface ChannelCounters {
-  messagesIn: number;
-  messagesOut: number;
-  doorbellsIn: number;
-  doorbellsOut: number;
-  /** Malformed messages, dropped. */
-  malformed: number;
-  /** Messages dropped for another reason: unknown device event, not allowed in this state. */
-  dropped: number;
-  /** FAILURE events sent. */
-  failures: number;
-}
-
 export interface BusSnapshot {
   readonly bus: string;
   readonly state: 'listening' | 'handshake' | 'connected';
@@ -80,31 +69,12 @@ export interface BusSnapshot {
   /** The message path to the guest, null while there is none. */
   readonly channel: ChannelSnapshot | null;
   /** Memory of the guest. */
-  readonly shares: readonly ShareSnapshot[];
+  readonly shares: readonly AreaSnapshot[];
   readonly regions: number;
   readonly regionBytes: number;
   /** Regions already removed that I/O still pins. */
   readonly regionsDraining: number;
   readonly devices: readonly DeviceSnapshot[];
-}
-
-export interface ChannelSnapshot {
-  /** Name of the wire revision, "D5". */
-  readonly dialect: string;
-  readonly maxMessageSizeBytes: number;
-  readonly slotBytes: number;
-  /** Messages that wait for room in the ring to the guest. */
-  readonly backlogMessages: number;
-}
-
-export interface ShareSnapshot {
-  readonly area: number;
-  readonly bytes: number;
-  readonly readOnly: boolean;
-  /** Leases of devices on it. */
-  readonly pins: number;
-  /** active: can be used. draining: removed, still pinned. */
-  readonly state: 'active' | 'draining';
 }
 
 export interface DeviceSnapshot {

@@ -1,6 +1,7 @@
+import type { ChannelCounters } from '../../device/channel.ts';
 import { describeStatus, status as statusBits } from '../../virtio/status.ts';
 import type { AttachmentStatus, BackendStatus, BusStatus, DomainStatus, Kind, Resource } from '../commands.ts';
-import type { BusSnapshot, ChannelCounters, DeviceSnapshot, LaneSnapshot } from '../lane/protocol.ts';
+import type { BusSnapshot, DeviceSnapshot, LaneSnapshot } from '../lane/protocol.ts';
 import type { Entry, Inventory } from './inventory.ts';
 
 /** What a status is made from. */

@@ -1,3 +1,5 @@
+import { LoopbackResources } from '../../../device/loopback-resources.ts';
+import { RingPort } from '../../../device/ring-port.ts';
 import type { Clock } from '../../../kit/clock.ts';
 import { type ErrnoName, errno } from '../../../kit/errno.ts';
 import { VmsgError } from '../../../kit/errors.ts';
@@ -30,8 +32,6 @@ import {
 } from '../../../virtio-msg/loopback-handshake.ts';
 import { RingConsumer, RingProducer, ringCapacity, slotBytes } from '../../../virtio-msg/ring.ts';
 import { decode, encode, type Layout, Malformed } from '../../../wire/layout.ts';
-import { LoopbackResources } from './resources.ts';
-import { RingPort } from './ring-port.ts';
 
 export interface LoopbackConnectionOptions {
   readonly socket: Fd;

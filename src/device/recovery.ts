@@ -1,9 +1,9 @@
-import { limits } from '../../kit/limits.ts';
-import type { Closable } from '../../kit/scope.ts';
-import type { RecoveryMemory } from '../../ports/recovery.ts';
-import { FeatureSet } from '../../virtio/features.ts';
-import { InflightLog, inflightBytes } from '../../virtio/inflight.ts';
-import { bytes, type Decoded, decode, encode, layout, Malformed, u32, u64 } from '../../wire/layout.ts';
+import { limits } from '../kit/limits.ts';
+import type { Closable } from '../kit/scope.ts';
+import type { RecoveryMemory } from '../ports/recovery.ts';
+import { FeatureSet } from '../virtio/features.ts';
+import { InflightLog, inflightBytes } from '../virtio/inflight.ts';
+import { bytes, type Decoded, decode, encode, layout, Malformed, u32, u64 } from '../wire/layout.ts';
 import type { DeviceModel, DeviceState } from './model.ts';
 
 const pageBytes = 4096;

@@ -1,13 +1,13 @@
-import type { ErrnoName } from '../../../kit/errno.ts';
-import { limits } from '../../../kit/limits.ts';
-import { ringDoorbell } from '../../../libc/doorbell.ts';
-import { drainEventfd, isEventfd } from '../../../libc/eventfd.ts';
-import type { Fd } from '../../../libc/fd.ts';
-import { Mapping } from '../../../libc/mapping.ts';
-import { inspectMemfd } from '../../../libc/memfd.ts';
-import type { Poller } from '../../../libc/poll.ts';
-import { isUnixSocket } from '../../../libc/unix-socket.ts';
-import type { CallTarget, GuestMemory, GuestResources } from '../../../ports/bus.ts';
+import type { ErrnoName } from '../kit/errno.ts';
+import { limits } from '../kit/limits.ts';
+import { ringDoorbell } from '../libc/doorbell.ts';
+import { drainEventfd, isEventfd } from '../libc/eventfd.ts';
+import type { Fd } from '../libc/fd.ts';
+import { Mapping } from '../libc/mapping.ts';
+import { inspectMemfd } from '../libc/memfd.ts';
+import type { Poller } from '../libc/poll.ts';
+import { isUnixSocket } from '../libc/unix-socket.ts';
+import type { CallTarget, GuestMemory, GuestResources } from '../ports/bus.ts';
 
 /** The descriptors that a guest has sent and not yet used, and what becomes of them. All are untrusted. */
 export class LoopbackResources implements GuestResources {

@@ -1,4 +1,4 @@
-import type { BusResponse } from '../../virtio-msg/bus-messages.ts';
+import type { BusResponse } from '../virtio-msg/bus-messages.ts';
 
 /**
  * The answer to GET_DEVICES (D5): a bitmap of the device numbers in [offset, offset + count), as much of it as

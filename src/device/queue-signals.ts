@@ -1,6 +1,6 @@
-import { type ErrnoName, errno } from '../../kit/errno.ts';
-import type { CallTarget, GuestResources } from '../../ports/bus.ts';
-import { queueNotifyCall, queueNotifyKick } from '../../virtio-msg/bus-messages.ts';
+import { type ErrnoName, errno } from '../kit/errno.ts';
+import type { CallTarget, GuestResources } from '../ports/bus.ts';
+import { queueNotifyCall, queueNotifyKick } from '../virtio-msg/bus-messages.ts';
 
 interface Signals {
   kick: { close(): void } | undefined;

@@ -1,5 +1,5 @@
-import type { BusPort } from '../../../ports/bus.ts';
-import { type RingConsumer, type RingProducer, ringBroken } from '../../../virtio-msg/ring.ts';
+import type { BusPort } from '../ports/bus.ts';
+import { type RingConsumer, type RingProducer, ringBroken } from '../virtio-msg/ring.ts';
 
 /** A pair of message rings and a doorbell as a bus port. */
 export class RingPort implements BusPort {

@@ -1,12 +1,12 @@
-import { unreachable } from '../../kit/assert.ts';
-import { FeatureSet, feature } from '../../virtio/features.ts';
-import { status } from '../../virtio/status.ts';
+import { unreachable } from '../kit/assert.ts';
+import { FeatureSet, feature } from '../virtio/features.ts';
+import { status } from '../virtio/status.ts';
 import {
   configBytesPerMessage,
   type TransportEvent,
   type TransportRequest,
   type TransportResponse,
-} from '../../virtio-msg/transport-messages.ts';
+} from '../virtio-msg/transport-messages.ts';
 import type { DeviceModel, DeviceState, QueueState } from './model.ts';
 import { queueResponse, resetQueueAllowed, setVqueue } from './state-queues.ts';
 

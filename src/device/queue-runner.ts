@@ -1,8 +1,8 @@
-import { assert } from '../../kit/assert.ts';
-import { limits } from '../../kit/limits.ts';
-import type { Scheduler } from '../../kit/scheduler.ts';
-import type { BackendRequest } from '../../ports/backend.ts';
-import { type Chain, type DeviceQueue, QueueFault } from '../../virtio/queue.ts';
+import { assert } from '../kit/assert.ts';
+import { limits } from '../kit/limits.ts';
+import type { Scheduler } from '../kit/scheduler.ts';
+import type { BackendRequest } from '../ports/backend.ts';
+import { type Chain, type DeviceQueue, QueueFault } from '../virtio/queue.ts';
 
 export interface QueueRunnerOwner {
   /** Hands a request to the backend. */

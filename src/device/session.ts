@@ -1,8 +1,8 @@
-import type { Clock } from '../../kit/clock.ts';
-import { type ErrnoName, errno } from '../../kit/errno.ts';
-import { limits } from '../../kit/limits.ts';
-import type { Scheduler } from '../../kit/scheduler.ts';
-import type { GuestConnection } from '../../ports/bus.ts';
+import type { Clock } from '../kit/clock.ts';
+import { type ErrnoName, errno } from '../kit/errno.ts';
+import { limits } from '../kit/limits.ts';
+import type { Scheduler } from '../kit/scheduler.ts';
+import type { GuestConnection } from '../ports/bus.ts';
 import {
   type BusEvent,
   type BusRequest,
@@ -11,16 +11,15 @@ import {
   queueNotifyCall,
   queueNotifyKick,
   regionReadOnly,
-} from '../../virtio-msg/bus-messages.ts';
-import type { BusMessage, Dialect, TransportMessage } from '../../virtio-msg/dialect.ts';
-import { headerBytes, type MessageHeader } from '../../virtio-msg/header.ts';
-import { type TransportRequest, transportRequests } from '../../virtio-msg/transport-messages.ts';
-import { Channel, type ChannelHandler } from '../channel.ts';
-import type { DeviceHost, DeviceLink } from '../device/host.ts';
-import type { FlightRecorder } from '../flight-recorder.ts';
-import type { ChannelCounters, ChannelSnapshot } from '../lane/protocol.ts';
-import { AreaTable } from '../memory/area-table.ts';
+} from '../virtio-msg/bus-messages.ts';
+import type { BusMessage, Dialect, TransportMessage } from '../virtio-msg/dialect.ts';
+import { headerBytes, type MessageHeader } from '../virtio-msg/header.ts';
+import { type TransportRequest, transportRequests } from '../virtio-msg/transport-messages.ts';
+import { AreaTable } from './area-table.ts';
+import { Channel, type ChannelCounters, type ChannelHandler, type ChannelSnapshot } from './channel.ts';
 import { devicesWindow } from './devices-window.ts';
+import type { FlightRecorder } from './flight-recorder.ts';
+import type { DeviceHost, DeviceLink } from './host.ts';
 import { QueueSignals } from './queue-signals.ts';
 
 export interface SessionOptions {

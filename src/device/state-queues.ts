@@ -1,8 +1,8 @@
-import { limits } from '../../kit/limits.ts';
-import { feature } from '../../virtio/features.ts';
-import { status } from '../../virtio/status.ts';
-import { setVqueueFlags as flag, type transportRequests, vqueueEnabled } from '../../virtio-msg/transport-messages.ts';
-import type { Decoded } from '../../wire/layout.ts';
+import { limits } from '../kit/limits.ts';
+import { feature } from '../virtio/features.ts';
+import { status } from '../virtio/status.ts';
+import { setVqueueFlags as flag, type transportRequests, vqueueEnabled } from '../virtio-msg/transport-messages.ts';
+import type { Decoded } from '../wire/layout.ts';
 import type { DeviceModel, DeviceState, QueueState } from './model.ts';
 
 type SetVqueue = Decoded<(typeof transportRequests)['SET_VQUEUE']['request']>;

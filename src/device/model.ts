@@ -1,5 +1,5 @@
-import type { FeatureSet } from '../../virtio/features.ts';
-import type { TransportRequest } from '../../virtio-msg/transport-messages.ts';
+import type { FeatureSet } from '../virtio/features.ts';
+import type { TransportRequest } from '../virtio-msg/transport-messages.ts';
 
 /** Static side of a device, from its backend and the bus. */
 export interface DeviceModel {

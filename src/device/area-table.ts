@@ -1,7 +1,7 @@
-import type { Clock, Timer } from '../../kit/clock.ts';
-import { limits } from '../../kit/limits.ts';
-import type { GuestMemory } from '../../ports/bus.ts';
-import { type Access, type AddressSpace, type Lease, TranslateFault } from '../../ports/memory.ts';
+import type { Clock, Timer } from '../kit/clock.ts';
+import { limits } from '../kit/limits.ts';
+import type { GuestMemory } from '../ports/bus.ts';
+import { type Access, type AddressSpace, type Lease, TranslateFault } from '../ports/memory.ts';
 
 /** Someone who translates addresses; told when a region that it still uses is taken away. */
 export interface AreaUser {

@@ -23,7 +23,28 @@ import { transportEvents } from '../virtio-msg/transport-messages.ts';
 import { readU32 } from '../wire/bytes.ts';
 import { type Decoded, decode, Malformed } from '../wire/layout.ts';
 import type { FlightRecorder } from './flight-recorder.ts';
-import type { ChannelCounters } from './lane/protocol.ts';
+
+export interface ChannelCounters {
+  messagesIn: number;
+  messagesOut: number;
+  doorbellsIn: number;
+  doorbellsOut: number;
+  /** Malformed messages, dropped. */
+  malformed: number;
+  /** Messages dropped for another reason: unknown device event, not allowed in this state. */
+  dropped: number;
+  /** FAILURE events sent. */
+  failures: number;
+}
+
+export interface ChannelSnapshot {
+  /** Name of the wire revision, "D5". */
+  readonly dialect: string;
+  readonly maxMessageSizeBytes: number;
+  readonly slotBytes: number;
+  /** Messages that wait for room in the ring to the guest. */
+  readonly backlogMessages: number;
+}
 
 /** Where the messages of a channel go. */
 export interface ChannelHandler {
