@@ -1,5 +1,6 @@
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { bench } from './bench.mjs';
 import { prepare } from './build.mjs';
 import { check } from './check.mjs';
 import { generate } from './generate.mjs';
@@ -18,6 +19,7 @@ const verbs = {
   generate,
   check,
   test,
+  bench,
 };
 
 /** Runs `vmsg` in this very process: signals, exit status and terminal then need no forwarding. */

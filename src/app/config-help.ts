@@ -42,7 +42,7 @@ export function configFields(schema: TSchema = configSchema): readonly ConfigFie
 function fieldsOf(schema: SchemaNode, prefix: string): ConfigField[] {
   const fields = Object.entries(schema.properties ?? {}).flatMap(([name, field]) => {
     const path = `${prefix}${name}`;
-    const inner = [...fieldsOf(field, `${path}.`)];
+    const inner = [...fieldsOf(field, `${path}.`), ...fieldsOf(field.items ?? {}, `${path}[].`)];
     const isSection = inner.length > 0 && field.description === undefined;
     return isSection ? inner : [describeField(path, field, schema.required?.includes(name) ?? false), ...inner];
   });

@@ -130,8 +130,13 @@ function withAbsolutePaths(content: unknown, directory: string): unknown {
   const result = resolveFields(content, ['stateDir', 'runtimeDir']) as Json;
   if ('api' in content) result.api = resolveFields(content.api, ['socket']);
   if (isObject(content.backends)) {
-    const backends = Object.entries(content.backends);
-    result.backends = Object.fromEntries(backends.map(([key, spec]) => [key, resolveFields(spec, ['path', 'source'])]));
+    const backends = Object.entries(content.backends).map(([key, spec]): [string, unknown] => {
+      const resolved = resolveFields(spec, ['path', 'source']);
+      if (!isObject(resolved) || !Array.isArray(resolved.ports)) return [key, resolved];
+      const ports = resolved.ports.map((port: unknown) => resolveFields(port, ['socket', 'pty']));
+      return [key, { ...resolved, ports }];
+    });
+    result.backends = Object.fromEntries(backends);
   }
   return result;
 }

@@ -1,11 +1,17 @@
 import { randomFillSync } from 'node:crypto';
 import { openBlk } from '../bridge/backend/blk.ts';
+import { openConsole } from '../bridge/backend/console.ts';
 import { openRng } from '../bridge/backend/rng.ts';
+import { ShmBackend } from '../bridge/backend/shm.ts';
+import { TemplateBackend } from '../bridge/backend/template.ts';
+import { DeviceBus } from '../bridge/bus/device-bus.ts';
 import { LoopbackTransport } from '../bridge/bus/loopback/transport.ts';
 import { BusRuntime } from '../bridge/bus/runtime.ts';
 import type { LaneCoreOptions } from '../bridge/lane/core.ts';
 import type { LaneEvent } from '../bridge/lane/protocol.ts';
 import { RecoveryFiles } from '../bridge/recovery-files.ts';
+import { Upstream } from '../bridge/remote/upstream.ts';
+import { loopbackFactory } from '../guest/loopback-transport.ts';
 import { systemClock } from '../kit/clock.ts';
 import type { Random } from '../kit/random.ts';
 import { systemScheduler } from '../kit/scheduler.ts';
@@ -20,26 +26,28 @@ export function laneOptions(poller: Poller, emit: (event: LaneEvent) => void): L
   return {
     emit,
     backends: {
-      blk: (spec) => openBlk(spec),
+      blk: (spec, host) => openBlk(spec, host, systemClock),
+      console: (spec, host) => openConsole(spec, poller, systemClock, host),
       rng: (spec, host) => openRng(spec, systemRandom, host),
+      shm: async ({ bytes }) => new ShmBackend(bytes),
+      template: async ({ greeting }) => new TemplateBackend(greeting),
     },
-    makeBus: (spec, emitFromBus) =>
-      new BusRuntime({
-        bus: spec.bus,
-        maxMessageSize: spec.maxMessageSizeBytes,
-        dialect: dialectD5,
-        transport: new LoopbackTransport({
-          ...spec,
-          revision: dialectD5.spec.revision,
-          dialect: loopbackDialect,
-          poller,
-          clock: systemClock,
-        }),
-        store: new RecoveryFiles(spec.recoveryDir),
+    makeBus: (spec, emitFromBus) => {
+      const { bus, role, maxMessageSizeBytes, recoveryDir } = spec;
+      const parts = { clock: systemClock, scheduler: systemScheduler, random: systemRandom, emit: emitFromBus };
+      const dialect = dialectD5;
+      const { revision } = dialect.spec;
+      const transport = new LoopbackTransport({
+        ...spec,
+        revision,
+        dialect: loopbackDialect,
+        poller,
         clock: systemClock,
-        scheduler: systemScheduler,
-        random: systemRandom,
-        emit: emitFromBus,
-      }),
+      });
+      if (role === 'device') return new DeviceBus({ ...parts, bus, dialect, transport });
+      const store = new RecoveryFiles(recoveryDir);
+      return new BusRuntime({ ...parts, bus, dialect, transport, store, maxMessageSize: maxMessageSizeBytes });
+    },
+    makeUpstream: (path) => new Upstream(loopbackFactory({ path, poller, clock: systemClock }), systemClock),
   };
 }

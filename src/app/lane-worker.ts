@@ -7,4 +7,4 @@ import { laneOptions } from './lane-options.ts';
 
 assert(parentPort !== null, 'this module is the entry of a Worker');
 const poller = new LoopPoller();
-serveLane(parentPort, (workerData as LaneWorkerData).shutdownFd, poller, (emit) => laneOptions(poller, emit));
+serveLane(parentPort, workerData as LaneWorkerData, poller, (emit) => laneOptions(poller, emit));

@@ -1,3 +1,4 @@
+export * from './commands/observations.ts';
 export * from './commands/schemas.ts';
 export type * from './commands/types.ts';
 export { findProblem, withDefaults } from './commands/validate.ts';

@@ -10,6 +10,7 @@ export type EventType =
   | 'bus-connected'
   | 'bus-disconnected'
   | 'bus-refused'
+  | 'served-devices'
   | 'device-status'
   | 'attachment-state'
   | 'lane-failed';

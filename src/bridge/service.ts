@@ -2,7 +2,20 @@ import path from 'node:path';
 import type { Clock } from '../kit/clock.ts';
 import { toErrorData, VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
-import type { Commands, Kind, Kinds, Page, Precondition, PutResult, Resource } from './commands.ts';
+import type {
+  Channel,
+  Commands,
+  Kind,
+  Kinds,
+  MessageRecord,
+  Page,
+  PageOf,
+  PageRequest,
+  Precondition,
+  PutResult,
+  Resource,
+  Share,
+} from './commands.ts';
 import type { EventSource, ServiceEvent, Subscription } from './events.ts';
 import type { Lane, LaneBusSpec, LaneSnapshot } from './lane/protocol.ts';
 import { lowestFreeDomid } from './service/domids.ts';
@@ -12,6 +25,8 @@ import { reportLaneEvent } from './service/lane-events.ts';
 import { LaneLink } from './service/lane-link.ts';
 import { ObjectLocks } from './service/locks.ts';
 import { type ConfiguredObjects, merge } from './service/merge.ts';
+import { channelOf, recordOf, sharesOf } from './service/observations.ts';
+import { checkLimit, pageOf } from './service/paging.ts';
 import { locksFor, Reconciler, type ServiceLog } from './service/reconciler.ts';
 import {
   checkAttachment,
@@ -61,6 +76,8 @@ export class Service implements Commands, EventSource {
     this.#events = new EventHub(options.wallMs);
     this.#link = new LaneLink(options.lane, (event) => {
       if (event.type === 'lane-failed') this.#reconciler.stop();
+      if (event.type === 'attachment-lost') this.#reconciler.lost(event.attachment, event.reason);
+      if (event.type === 'served-devices') this.#reconciler.servedDevicesChanged(event.bus);
       reportLaneEvent(event, { inventory: this.#inventory, events: this.#events, log: options.log });
     });
     this.#reconciler = new Reconciler({
@@ -148,26 +165,47 @@ export class Service implements Commands, EventSource {
   async get<K extends Kind>(kind: K, id: string): Promise<Resource<K>> {
     this.#visible(kind, id);
     const snapshot = await this.#snapshotFor(kind);
-    return resourceOf<K>(this.#visible(kind, id), this.#sources(snapshot));
+    return resourceOf<K>(this.#visible(kind, id) as Entry, this.#sources(snapshot));
   }
 
-  async list<K extends Kind>(
-    kind: K,
-    { limit, after }: { readonly limit: number; readonly after?: string },
-  ): Promise<Page<K>> {
-    if (!Number.isInteger(limit) || limit < 1 || limit > limits.apiPageMaxItems) {
-      throw new VmsgError('invalid-request', `limit must be 1 to ${limits.apiPageMaxItems}`);
-    }
+  async list<K extends Kind>(kind: K, request: PageRequest): Promise<Page<K>> {
+    checkLimit(request);
     const snapshot = await this.#snapshotFor(kind);
-    const entries = [...(this.#inventory.all(kind) as Iterable<Entry>)]
-      .filter(({ id, phase }) => phase !== 'creating' && (after === undefined || id > after))
-      .sort((a, b) => (a.id < b.id ? -1 : 1));
-    const page = entries.slice(0, limit);
+    const { items, next } = pageOf(this.#visibleOf(kind), ({ id }) => id, request);
     const sources = this.#sources(snapshot);
-    return {
-      items: page.map((entry) => resourceOf<K>(entry, sources)),
-      next: entries.length > limit ? (page.at(-1)?.id ?? null) : null,
-    };
+    return { items: items.map((entry) => resourceOf<K>(entry as Entry, sources)), next };
+  }
+
+  async listChannels(request: PageRequest): Promise<PageOf<Channel>> {
+    checkLimit(request);
+    const sources = this.#sources(await this.#snapshotFor('buses'));
+    const { items, next } = pageOf(this.#visibleOf('buses'), ({ id }) => id, request);
+    return { items: items.map((entry) => channelOf(entry, sources)), next };
+  }
+
+  async getChannel(bus: string): Promise<Channel> {
+    this.#visible('buses', bus);
+    const sources = this.#sources(await this.#snapshotFor('buses'));
+    return channelOf(this.#visible('buses', bus), sources);
+  }
+
+  async listRecords(bus: string, request: PageRequest<number>): Promise<PageOf<MessageRecord, number>> {
+    checkLimit(request);
+    const isOpen = this.#visible('buses', bus).lane.state === 'in';
+    const records = isOpen ? await this.#link.call('records', { bus }) : [];
+    const { items, next } = pageOf(records, ({ sequence }) => sequence, request);
+    return { items: items.map(recordOf), next };
+  }
+
+  async listShares(request: PageRequest): Promise<PageOf<Share>> {
+    checkLimit(request);
+    return pageOf(await this.#shares(), ({ id }) => id, request);
+  }
+
+  async getShare(id: string): Promise<Share> {
+    const share = (await this.#shares()).find((one) => one.id === id);
+    if (share === undefined) throw new VmsgError('not-found', `share "${id}" does not exist`);
+    return share;
   }
 
   async delete(kind: Kind, id: string, condition?: Precondition): Promise<void> {
@@ -191,7 +229,7 @@ export class Service implements Commands, EventSource {
     // Reserved from here on: others see it in the rules while the lane works.
     inventory.add(entry);
     try {
-      await this.#reconciler.enter(entry);
+      await this.#reconciler.enterOrWait(entry);
       this.#save(entry);
     } catch (error) {
       await this.#reconciler.leave(entry).catch((cause) => {
@@ -203,6 +241,7 @@ export class Service implements Commands, EventSource {
     entry.phase = 'present';
     this.#report('object-created', entry);
     this.#reconciler.announce(entry);
+    if (kind === 'attachments' && entry.lane.state === 'out') this.#reconciler.retry(entry);
     this.#reconciler.kick(inventory.users(kind, id));
     return entry;
   }
@@ -252,7 +291,15 @@ export class Service implements Commands, EventSource {
     entry.revision = this.#options.store.state.lastRevision;
   }
 
-  #visible(kind: Kind, id: string): Entry {
+  async #shares(): Promise<Share[]> {
+    return sharesOf(this.#inventory, this.#sources(await this.#snapshotFor('buses')));
+  }
+
+  *#visibleOf<K extends Kind>(kind: K): Iterable<Entry<K>> {
+    for (const entry of this.#inventory.all(kind)) if (entry.phase !== 'creating') yield entry;
+  }
+
+  #visible<K extends Kind>(kind: K, id: string): Entry<K> {
     const entry = this.#inventory.get(kind, id);
     if (entry === undefined || entry.phase === 'creating') {
       throw new VmsgError('not-found', `${nameOf(kind, id)} does not exist`);
@@ -299,6 +346,7 @@ export class Service implements Commands, EventSource {
     return {
       bus: id,
       transport: spec.transport,
+      role: spec.role,
       domid: store.state.domids.get(spec.domain) ?? 0,
       socketPath,
       // The kernel tells who connects; the mode only has to let everybody through who may be admitted.

@@ -51,7 +51,7 @@ export interface ChannelHandler {
   busMessage(message: BusMessage, header: MessageHeader): void;
   transportMessage(message: TransportMessage, header: MessageHeader): void;
   /** EVENT_AVAIL, on its short way. */
-  available(deviceNumber: number, queue: number): void;
+  available(deviceNumber: number, queue: number, next: number): void;
   /** The peer broke the ring, or does not read it: the connection has to end. */
   broken(reason: string): void;
 }
@@ -69,6 +69,7 @@ export const newCounters = (): ChannelCounters => ({
 const eventAvailId = transportEvents.EVENT_AVAIL.id;
 const eventAvailSize = headerBytes + transportEvents.EVENT_AVAIL.event.size;
 const availQueueAt = headerBytes + transportEvents.EVENT_AVAIL.event.at.index;
+const availNextAt = headerBytes + transportEvents.EVENT_AVAIL.event.at.next;
 
 /**
  * The message path of one connection: takes frames from the bus port in bounded batches, validates size and
@@ -151,7 +152,7 @@ export class Channel {
     const frame = this.#incoming;
     const type = headerType(frame);
     if (type === 0 && headerId(frame) === eventAvailId && headerSize(frame) === eventAvailSize) {
-      this.#handler.available(headerDeviceNumber(frame), readU32(frame, availQueueAt));
+      this.#handler.available(headerDeviceNumber(frame), readU32(frame, availQueueAt), readU32(frame, availNextAt));
       return;
     }
     const header = decode(messageHeader, frame, 0, headerBytes) as Decoded<typeof messageHeader>;

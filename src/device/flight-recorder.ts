@@ -12,8 +12,8 @@ import {
 export interface FlightRecord {
   /** Rises by one for each message of the channel; gaps tell what was overwritten. */
   readonly sequence: number;
-  /** Monotonic milliseconds. */
-  readonly atMs: number;
+  /** How long ago it passed, in milliseconds; threads do not share a clock that could say when. */
+  readonly ageMs: number;
   readonly direction: 'in' | 'out';
   /** Type bits: 1 response, 2 bus message. */
   readonly type: number;
@@ -54,15 +54,16 @@ export class FlightRecorder {
   /** Oldest first. */
   records(): FlightRecord[] {
     const first = Math.max(0, this.#count - this.#capacity);
-    return Array.from({ length: this.#count - first }, (_, i) => this.#read(first + i));
+    const nowMs = this.#clock.nowMs();
+    return Array.from({ length: this.#count - first }, (_, i) => this.#read(first + i, nowMs));
   }
 
-  #read(sequence: number): FlightRecord {
+  #read(sequence: number, nowMs: number): FlightRecord {
     const slot = sequence % this.#capacity;
     const frame = this.#headers.subarray(slot * recordBytes, (slot + 1) * recordBytes);
     return {
       sequence,
-      atMs: this.#times[slot]!,
+      ageMs: nowMs - this.#times[slot]!,
       direction: this.#outgoing[slot] === 1 ? 'out' : 'in',
       type: headerType(frame),
       id: headerId(frame),

@@ -1,31 +1,20 @@
+import { assert } from '../kit/assert.ts';
 import { BoundedQueue } from '../kit/bounded-queue.ts';
 import type { Clock, Timer } from '../kit/clock.ts';
 import type { ErrnoName } from '../kit/errno.ts';
 import { limits } from '../kit/limits.ts';
 import type { Scheduler } from '../kit/scheduler.ts';
 import type { Backend, BackendHost, BackendRequest } from '../ports/backend.ts';
-import type { AddressSpace } from '../ports/memory.ts';
+import { FeatureSet, feature } from '../virtio/features.ts';
+import { ringLayout } from '../virtio/geometry.ts';
 import { QueueFault } from '../virtio/queue.ts';
-import { openSplitDeviceQueue } from '../virtio/split/device-queue.ts';
-import type { TransportEvent, TransportRequest, TransportResponse } from '../virtio-msg/transport-messages.ts';
-import type { AreaUser } from './area-table.ts';
+import { openDeviceQueue } from '../virtio/rings.ts';
+import type { TransportRequest, TransportResponse } from '../virtio-msg/transport-messages.ts';
+import type { DeviceLink, ServedDevice, SharedDeviceMemory } from './endpoint.ts';
 import type { DeviceModel, DeviceState } from './model.ts';
 import { QueueRunner } from './queue-runner.ts';
 import type { DeviceRecovery } from './recovery.ts';
 import { type DeviceEffect, type DeviceInput, initialState, isRunning, step } from './state.ts';
-
-/** The way from a device to its driver, for one connection of the bus. */
-export interface DeviceLink {
-  readonly space: AddressSpace;
-  /** Agreed with this guest, bytes; may be less than the bus allows. */
-  readonly maxMessageSize: number;
-  respond(token: number, response: TransportResponse): void;
-  /** The visible failure of a request. */
-  fail(token: number, messageId: TransportRequest['name'], errno: ErrnoName): void;
-  event(event: TransportEvent): void;
-  /** Used buffers: EVENT_USED, or the queue's own descriptor. */
-  used(queue: number): void;
-}
 
 export interface DeviceHostOptions {
   readonly model: DeviceModel;
@@ -37,6 +26,8 @@ export interface DeviceHostOptions {
   readonly onStatus: (status: number, reason: string | null) => void;
 }
 
+const notificationData = FeatureSet.of(feature.NOTIFICATION_DATA);
+
 interface PendingRequest {
   readonly request: TransportRequest;
   readonly token: number;
@@ -46,7 +37,9 @@ interface PendingRequest {
  * Runs one device: feeds the state machine, carries out its effects with the backend and the queues. It outlives
  * connections of the bus; each new one starts with the device in reset, or resumed.
  */
-export class DeviceHost implements AreaUser, BackendHost {
+export class DeviceHost implements ServedDevice, BackendHost {
+  readonly recovery = 'resume';
+  readonly dataPath = 'direct';
   readonly #o: DeviceHostOptions;
   #model: DeviceModel;
   #state: DeviceState;
@@ -59,6 +52,8 @@ export class DeviceHost implements AreaUser, BackendHost {
   #deadline: Timer | undefined;
   #reason: string | null = null;
   #activated = false;
+  /** What the backend asked to keep since it was activated. */
+  #kept = new Uint8Array(0);
   /** The service or the attachment ends: no queue starts any more, also for a driver that sets the device up now. */
   #ending = false;
   #requests = 0;
@@ -68,6 +63,10 @@ export class DeviceHost implements AreaUser, BackendHost {
     this.#o = options;
     this.#model = options.model;
     this.#state = initialState(options.model, options.backend.description.config);
+  }
+
+  get deviceType(): number {
+    return this.#o.model.deviceType;
   }
 
   get status(): number {
@@ -81,6 +80,10 @@ export class DeviceHost implements AreaUser, BackendHost {
   /** Requests completed and bytes moved since the device was attached. */
   get work(): { requests: number; bytes: number } {
     return { requests: this.#requests, bytes: this.#bytes };
+  }
+
+  get sharedMemory(): readonly SharedDeviceMemory[] {
+    return this.#o.backend.sharedMemory ?? [];
   }
 
   get queueCount(): number {
@@ -100,18 +103,45 @@ export class DeviceHost implements AreaUser, BackendHost {
   /** A driver is there. `resume` keeps what the recovery memory holds; otherwise the device is in reset. */
   connect(link: DeviceLink, resume: boolean): void {
     this.#link = link;
-    this.#model = { ...this.#o.model, maxMessageSize: link.maxMessageSize };
-    const { model, backend, recovery } = this.#o;
-    const saved = resume ? recovery?.load(model, backend.description.config) : undefined;
+    this.#model = this.#modelFor(link);
+    const { model, recovery } = this.#o;
+    const saved = resume ? recovery?.load(model, this.#state.config) : undefined;
     if (saved === undefined) {
       recovery?.clear();
       return;
     }
-    this.#setState(saved.state);
+    const config = this.#restoredConfig(saved.savedConfig);
+    this.#setState({ ...saved.state, config });
     if (!isRunning(saved.state)) return;
-    this.#activate();
+    this.#activate(saved.kept);
     for (const [index, queue] of saved.state.queues.entries()) if (queue.enabled) this.#suspended.add(index);
-    if (saved.configChanged) this.configChanged(0, backend.description.config);
+    if (Buffer.compare(saved.savedConfig, config) !== 0) this.configChanged(0, config);
+  }
+
+  /** The configuration of the backend, with what a driver had written to it where the backend takes that again. */
+  #restoredConfig(saved: Uint8Array): Uint8Array {
+    const { backend } = this.#o;
+    const config = this.#state.config.slice();
+    for (const { offset, length } of backend.description.driverConfig ?? []) {
+      const written = saved.slice(offset, offset + length);
+      const differs = Buffer.compare(written, config.subarray(offset, offset + length)) !== 0;
+      if (differs && backend.writeConfig(offset, written)) config.set(written, offset);
+    }
+    return config;
+  }
+
+  /** What this driver sees of the device. */
+  #modelFor(link: DeviceLink): DeviceModel {
+    const { model } = this.#o;
+    const sharedMemory = new Map(
+      this.sharedMemory.flatMap(({ id, length }) => {
+        const address = link.sharedMemory.get(id);
+        return address === undefined ? [] : [[id, { length: BigInt(length), address }] as const];
+      }),
+    );
+    // Kicks by descriptor carry no data, so a driver must not rely on it.
+    const offered = link.outOfBandKicks ? model.offered.minus(notificationData) : model.offered;
+    return { ...model, offered, maxMessageSize: link.maxMessageSize, sharedMemory };
   }
 
   /** The driver is gone: back to reset, without answers. `done` when the backend has let go of its memory. */
@@ -205,7 +235,7 @@ export class DeviceHost implements AreaUser, BackendHost {
     this.#state = state;
     if (state === before) return;
     if (state.resetting || state.status === 0) this.#o.recovery?.clear();
-    else this.#o.recovery?.save(state);
+    else this.#o.recovery?.save(state, this.#kept);
     if (state.status === before.status) return;
     if (state.status === 0) this.#reason = null;
     this.#o.onStatus(state.status, this.#reason);
@@ -263,26 +293,36 @@ export class DeviceHost implements AreaUser, BackendHost {
     return response.name === 'SET_DEVICE_STATUS' ? { ...response, body: { status: this.#state.status } } : response;
   }
 
-  #activate(): void {
+  /** @param kept bytes of the backend that a resume found */
+  #activate(kept = new Uint8Array(0)): void {
     this.#activated = true;
+    this.#kept = kept;
     const { driverFeatures } = this.#state;
-    this.#o.backend.activate((bit) => driverFeatures.has(bit));
+    const keep = (bytes: Uint8Array): void => this.#keep(bytes);
+    this.#o.backend.activate((bit) => driverFeatures.has(bit), { kept, keep });
+  }
+
+  #keep(bytes: Uint8Array): void {
+    assert(bytes.length <= limits.backendMemoryMaxBytes, 'the bytes of a backend fit');
+    this.#kept = bytes.slice();
+    if (isRunning(this.#state)) this.#o.recovery?.save(this.#state, this.#kept);
   }
 
   #startQueue(index: number, resume: boolean): void {
     const link = this.#link;
     const queue = this.#state.queues[index];
     if (link === undefined || queue === undefined || !isRunning(this.#state)) return;
-    const log = this.#o.recovery?.log(index, queue.size);
+    const log = this.#o.recovery?.log(index, ringLayout(this.#state.driverFeatures), queue.size);
     if (!resume) log?.reset();
     if (this.#ending) return;
-    const opened = openSplitDeviceQueue({ ...queue, index, features: this.#state.driverFeatures }, link.space, log);
+    const opened = openDeviceQueue({ ...queue, index, features: this.#state.driverFeatures }, link.space, log);
     if (opened instanceof QueueFault) {
       this.failed(`queue ${index}: ${opened.detail}`);
       return;
     }
     const owner = {
       handle: (request: BackendRequest) => this.#o.backend.handle(this.#counted(request)),
+      cancel: (queueIndex: number) => this.#o.backend.cancel?.(queueIndex),
       notifyUsed: (queueIndex: number) => this.#link?.used(queueIndex),
       faulted: (queueIndex: number, fault: QueueFault) => this.failed(`queue ${queueIndex}: ${fault.detail}`),
     };
@@ -302,7 +342,7 @@ export class DeviceHost implements AreaUser, BackendHost {
   #stopQueue(index: number): void {
     const ended = (): void => {
       this.#runners.delete(index);
-      this.#o.recovery?.log(index, limits.queueSizeMax).reset();
+      this.#o.recovery?.resetLog(index);
       this.#feed({ kind: 'queue-stopped', index });
     };
     const runner = this.#runners.get(index);

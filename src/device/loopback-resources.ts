@@ -14,11 +14,15 @@ export class LoopbackResources implements GuestResources {
   readonly #poller: Poller;
   /** Reads what waits on the socket: a message in the ring may overtake the descriptors it names. */
   readonly #receiveMore: () => void;
+  readonly #sendDescriptor: (index: number, fd: number) => boolean;
+  #given = 0;
   readonly #pending = new Map<number, Fd>();
 
-  constructor(poller: Poller, receiveMore: () => void) {
+  /** @param sendDescriptor sends DESCRIPTORS with one descriptor; false when the peer does not take it */
+  constructor(poller: Poller, receiveMore: () => void, sendDescriptor: (index: number, fd: number) => boolean) {
     this.#poller = poller;
     this.#receiveMore = receiveMore;
+    this.#sendDescriptor = sendDescriptor;
   }
 
   /** @returns why the descriptors are refused, which ends the connection; they are closed then */
@@ -46,16 +50,18 @@ export class LoopbackResources implements GuestResources {
   openRegion(reference: number, offset: bigint, length: bigint, readOnly: boolean): GuestMemory | ErrnoName {
     const fd = this.#take(reference);
     if (fd === undefined) return 'ENOENT';
+    let mapping: Mapping | undefined;
     try {
       const info = inspectMemfd(fd.number);
       if (typeof info === 'string') return 'EPERM';
       if (offset + length > BigInt(info.sizeBytes)) return 'EINVAL';
-      return Mapping.map(fd.number, Number(offset), Number(length), { writable: !readOnly });
+      mapping = Mapping.map(fd.number, Number(offset), Number(length), { writable: !readOnly });
+      return mappedMemory(mapping, fd, offset);
     } catch {
       // The kernel refused the mapping: no address space or no memory.
       return 'ENOMEM';
     } finally {
-      fd.close();
+      if (mapping === undefined) fd.close();
     }
   }
 
@@ -93,6 +99,13 @@ export class LoopbackResources implements GuestResources {
     return { ring: () => void ringDoorbell(fd.number), close: () => fd.close() };
   }
 
+  give(fd: number): number | ErrnoName {
+    const index = this.#given;
+    if (!this.#sendDescriptor(index, fd)) return 'EBUSY';
+    this.#given = (index + 1) >>> 0;
+    return index;
+  }
+
   discard(reference: number): void {
     this.#take(reference)?.close();
   }
@@ -102,3 +115,13 @@ export class LoopbackResources implements GuestResources {
     this.#pending.clear();
   }
 }
+
+/** The descriptor is kept: a device in another process may need the memory too. */
+const mappedMemory = (mapping: Mapping, fd: Fd, offset: bigint): GuestMemory => ({
+  bytes: mapping.bytes,
+  source: { fd: fd.number, offset },
+  close() {
+    mapping.close();
+    fd.close();
+  },
+});

@@ -1,4 +1,5 @@
-import type { FeatureSet } from '../virtio/features.ts';
+import type { BackendDescription } from '../ports/backend.ts';
+import { FeatureSet, feature } from '../virtio/features.ts';
 import type { TransportRequest } from '../virtio-msg/transport-messages.ts';
 
 /** Static side of a device, from its backend and the bus. */
@@ -11,6 +12,8 @@ export interface DeviceModel {
   readonly featureBlockCount: number;
   readonly queueMaxSizes: readonly number[];
   readonly maxMessageSize: number;
+  /** Shared memory regions by id: bytes and bus address. */
+  readonly sharedMemory: ReadonlyMap<number, { readonly length: bigint; readonly address: bigint }>;
 }
 
 export interface QueueState {
@@ -31,4 +34,32 @@ export interface DeviceState {
   readonly resetting: boolean;
   /** The request whose response waits for an effect. */
   readonly waiting: TransportRequest | null;
+}
+
+/** Features that the bridge brings for every device; VERSION_1 and ACCESS_PLATFORM are required of drivers. */
+const bridgeFeatures = [
+  feature.VERSION_1,
+  feature.ACCESS_PLATFORM,
+  feature.INDIRECT_DESC,
+  feature.EVENT_IDX,
+  feature.RING_RESET,
+  feature.NOTIFICATION_DATA,
+];
+/** Linux drivers take only devices with exactly 64 feature bits. */
+const featureBlocksMin = 2;
+
+/** The device that a backend describes. */
+export function deviceModel(description: BackendDescription, maxMessageSize: number): DeviceModel {
+  const { deviceType, vendorId, uuid, featureBits, queueSizes } = description;
+  const offered = FeatureSet.of(...bridgeFeatures, ...featureBits);
+  return {
+    deviceType,
+    vendorId,
+    uuid,
+    offered,
+    featureBlockCount: Math.max(featureBlocksMin, offered.toBlocks().length),
+    queueMaxSizes: queueSizes,
+    maxMessageSize,
+    sharedMemory: new Map(),
+  };
 }

@@ -7,6 +7,8 @@ import { type Chain, type DeviceQueue, QueueFault } from '../virtio/queue.ts';
 export interface QueueRunnerOwner {
   /** Hands a request to the backend. */
   handle(request: BackendRequest): void;
+  /** Asks the backend to release what it only keeps. */
+  cancel(queue: number): void;
   /** The driver wants to know about used buffers. */
   notifyUsed(queue: number): void;
   faulted(queue: number, fault: QueueFault): void;
@@ -16,13 +18,14 @@ export interface QueueRunnerOwner {
 class RunningRequest implements BackendRequest {
   readonly queue: number;
   readonly #chain: Chain;
-  readonly #completed: (chain: Chain, writtenBytes: number) => void;
+  readonly #ended: (chain: Chain, writtenBytes: number | undefined) => void;
   #open = true;
 
-  constructor(queue: number, chain: Chain, completed: (chain: Chain, writtenBytes: number) => void) {
+  /** @param ended without bytes when the request was released */
+  constructor(queue: number, chain: Chain, ended: (chain: Chain, writtenBytes: number | undefined) => void) {
     this.queue = queue;
     this.#chain = chain;
-    this.#completed = completed;
+    this.#ended = ended;
   }
 
   get readable(): readonly Uint8Array[] {
@@ -44,7 +47,13 @@ class RunningRequest implements BackendRequest {
   complete(writtenBytes: number): void {
     assert(this.#open, 'a request is completed once');
     this.#open = false;
-    this.#completed(this.#chain, writtenBytes);
+    this.#ended(this.#chain, writtenBytes);
+  }
+
+  release(): void {
+    assert(this.#open, 'a request is released once');
+    this.#open = false;
+    this.#ended(this.#chain, undefined);
   }
 }
 
@@ -121,15 +130,15 @@ export class QueueRunner {
     return false;
   }
 
-  #completed(chain: Chain, writtenBytes: number): void {
+  #completed(chain: Chain, writtenBytes: number | undefined): void {
     this.#inFlight -= 1;
-    if (this.#mode === 'stopped') this.#queue.abandon(chain);
+    if (this.#mode === 'stopped' || writtenBytes === undefined) this.#queue.abandon(chain);
     else {
       this.#completedRequests += 1;
       this.#queue.push(chain, writtenBytes);
       this.#planFlush();
     }
-    if (this.#inFlight === 0 && this.#mode === 'stopped') this.#ended();
+    this.#endWhenIdle();
   }
 
   #planFlush(): void {
@@ -141,11 +150,14 @@ export class QueueRunner {
       this.#queue.publish();
       if (this.#queue.needsInterrupt()) this.#owner.notifyUsed(this.#queue.index);
       if (this.#mode === 'running') this.kick();
-      else if (this.#inFlight === 0) this.#ended();
+      else this.#endWhenIdle();
     });
   }
 
-  /** Takes no more chains, completes those in flight towards the driver, then calls `done`. */
+  /**
+   * Takes no more chains, completes those in flight towards the driver, then calls `done`. Those that the backend
+   * releases stay with the device: an in-flight log keeps them.
+   */
   drain(done: () => void): void {
     this.#end('draining', done);
   }
@@ -162,7 +174,13 @@ export class QueueRunner {
       earlier?.();
       done();
     };
-    if (this.#inFlight === 0 && !(this.#flushPlanned && this.#mode === 'draining')) this.#ended();
+    if (this.#inFlight > 0) this.#owner.cancel(this.#queue.index);
+    this.#endWhenIdle();
+  }
+
+  #endWhenIdle(): void {
+    if (this.#idle === undefined || this.#inFlight > 0) return;
+    if (!(this.#flushPlanned && this.#mode === 'draining')) this.#ended();
   }
 
   #ended(): void {

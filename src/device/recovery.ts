@@ -2,7 +2,8 @@ import { limits } from '../kit/limits.ts';
 import type { Closable } from '../kit/scope.ts';
 import type { RecoveryMemory } from '../ports/recovery.ts';
 import { FeatureSet } from '../virtio/features.ts';
-import { InflightLog, inflightBytes } from '../virtio/inflight.ts';
+import type { RingLayout } from '../virtio/geometry.ts';
+import { type InflightLog, inflightBytes, openInflightLog } from '../virtio/inflight.ts';
 import { bytes, type Decoded, decode, encode, layout, Malformed, u32, u64 } from '../wire/layout.ts';
 import type { DeviceModel, DeviceState } from './model.ts';
 
@@ -36,11 +37,18 @@ const queueRecord = layout('queue record', source, 32, {
   deviceAddr: u64(24, 'bus address'),
 });
 
+const keptBytes = layout('backend memory', source, 4 + limits.backendMemoryMaxBytes, {
+  length: u32(0, 'bytes that the backend keeps'),
+  bytes: bytes(4, limits.backendMemoryMaxBytes, 'these, then zeroes'),
+});
+
 const magic = 0x44524d56;
 const recordsAt = stateHead.size + configMaxBytes;
+const keptAt = recordsAt + limits.queuesPerDevice * queueRecord.size;
 const slotAt = (slot: number): number => slot * pageBytes;
 const logAt = (index: number): number => 3 * pageBytes + index * logStride;
-const logStride = (inflightBytes(limits.queueSizeMax) + 63) & ~63;
+const logStride =
+  (Math.max(inflightBytes('split', limits.queueSizeMax), inflightBytes('packed', limits.queueSizeMax)) + 63) & ~63;
 
 /** Bytes of the recovery memory of a device. */
 export const recoveryBytes = (queues: number): number => (logAt(queues) + pageBytes - 1) & ~(pageBytes - 1);
@@ -79,15 +87,22 @@ export class DeviceRecovery implements Closable {
   clear(): void {
     this.#words[fileHead.at.current / 4] = 0;
     this.#slot = 0;
-    for (let i = 0; i < this.#queues; i++) this.log(i, limits.queueSizeMax).reset();
+    for (let i = 0; i < this.#queues; i++) this.resetLog(i);
   }
 
-  /** The log of one queue, for the size the driver chose. */
-  log(index: number, size: number): InflightLog {
-    return new InflightLog(this.#memory.bytes.subarray(logAt(index), logAt(index) + inflightBytes(size)), size);
+  /** The log of one queue, for the layout and size the driver chose. */
+  log(index: number, layout: RingLayout, size: number): InflightLog {
+    const at = logAt(index);
+    return openInflightLog(layout, this.#memory.bytes.subarray(at, at + inflightBytes(layout, size)), size);
   }
 
-  save(state: DeviceState): void {
+  /** Forgets the log of one queue, of either layout: both start with the same fields. */
+  resetLog(index: number): void {
+    this.log(index, 'split', limits.queueSizeMax).reset();
+  }
+
+  /** @param kept bytes of the backend, at most `limits.backendMemoryMaxBytes` */
+  save(state: DeviceState, kept = new Uint8Array(0)): void {
     const next = this.#slot === 1 ? 2 : 1;
     const to = this.#memory.bytes.subarray(slotAt(next), slotAt(next) + pageBytes);
     const words = new Uint8Array(featureWords * 4);
@@ -103,15 +118,21 @@ export class DeviceRecovery implements Closable {
     for (const [i, queue] of queues.entries()) {
       encode(queueRecord, { ...queue, enabled: queue.enabled ? 1 : 0 }, to, recordsAt + i * queueRecord.size);
     }
+    const padded = new Uint8Array(limits.backendMemoryMaxBytes);
+    padded.set(kept);
+    encode(keptBytes, { length: kept.length, bytes: padded }, to, keptAt);
     Atomics.store(this.#words, fileHead.at.current / 4, next);
     this.#slot = next;
   }
 
   /**
-   * The saved state of a device that was in use, or undefined. `config` is what the backend says now; the saved
-   * one only tells whether that changed.
+   * The saved state of a device that was in use, or undefined. `config` is what the backend says now and becomes part
+   * of the state; `savedConfig` is what the driver knew.
    */
-  load(model: DeviceModel, config: Uint8Array): { state: DeviceState; configChanged: boolean } | undefined {
+  load(
+    model: DeviceModel,
+    config: Uint8Array,
+  ): { state: DeviceState; savedConfig: Uint8Array; kept: Uint8Array<ArrayBuffer> } | undefined {
     if (this.#slot === 0) return undefined;
     const from = this.#memory.bytes.subarray(slotAt(this.#slot), slotAt(this.#slot) + pageBytes);
     const head = decode(stateHead, from, 0, stateHead.size);
@@ -127,10 +148,11 @@ export class DeviceRecovery implements Closable {
       >;
       return { ...record, enabled: record.enabled === 1 };
     });
-    const saved = from.subarray(stateHead.size, stateHead.size + config.length);
+    const savedConfig = from.slice(stateHead.size, stateHead.size + config.length);
     const { status, generation } = head;
     const state = { status, generation, driverFeatures, queues, config, resetting: false, waiting: null };
-    return { state, configChanged: Buffer.compare(saved, config) !== 0 };
+    const memory = decode(keptBytes, from, keptAt, keptBytes.size) as Decoded<typeof keptBytes>;
+    return { state, savedConfig, kept: new Uint8Array(memory.bytes.subarray(0, memory.length)) };
   }
 
   close(): void {

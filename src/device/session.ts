@@ -1,7 +1,7 @@
 import type { Clock } from '../kit/clock.ts';
 import { type ErrnoName, errno } from '../kit/errno.ts';
-import { limits } from '../kit/limits.ts';
 import type { Scheduler } from '../kit/scheduler.ts';
+import { Mapping } from '../libc/mapping.ts';
 import type { GuestConnection } from '../ports/bus.ts';
 import {
   type BusEvent,
@@ -10,22 +10,23 @@ import {
   deviceRemoved,
   queueNotifyCall,
   queueNotifyKick,
-  regionReadOnly,
 } from '../virtio-msg/bus-messages.ts';
 import type { BusMessage, Dialect, TransportMessage } from '../virtio-msg/dialect.ts';
 import { headerBytes, type MessageHeader } from '../virtio-msg/header.ts';
 import { type TransportRequest, transportRequests } from '../virtio-msg/transport-messages.ts';
-import { AreaTable } from './area-table.ts';
 import { Channel, type ChannelCounters, type ChannelHandler, type ChannelSnapshot } from './channel.ts';
 import { devicesWindow } from './devices-window.ts';
+import type { DeviceEndpoint, DeviceLink } from './endpoint.ts';
 import type { FlightRecorder } from './flight-recorder.ts';
-import type { DeviceHost, DeviceLink } from './host.ts';
 import { QueueSignals } from './queue-signals.ts';
+import { SharedMemory } from './shared-memory.ts';
 
 export interface SessionOptions {
   readonly connection: GuestConnection;
   readonly dialect: Dialect;
-  readonly devices: ReadonlyMap<number, DeviceHost>;
+  readonly devices: ReadonlyMap<number, DeviceEndpoint>;
+  /** On the side of a guest that serves devices: binds a device to the memory of a peer. @returns 0 or an errno */
+  readonly onBind?: (device: number, peer: number) => number;
   readonly clock: Clock;
   readonly scheduler: Scheduler;
   readonly counters: ChannelCounters;
@@ -36,7 +37,7 @@ export interface SessionOptions {
 
 /** One epoch of a bus with a guest: routes messages, answers bus messages, owns the guest's regions and signals. */
 export class BusSession implements ChannelHandler {
-  readonly areas: AreaTable;
+  readonly memory: SharedMemory;
   readonly #o: SessionOptions;
   readonly #channel: Channel;
   readonly #signals: QueueSignals;
@@ -44,7 +45,7 @@ export class BusSession implements ChannelHandler {
   constructor(options: SessionOptions) {
     this.#o = options;
     const { connection } = options;
-    this.areas = new AreaTable(options.clock);
+    this.memory = new SharedMemory(connection.resources, options.clock, options.onBind !== undefined);
     this.#signals = new QueueSignals(connection.resources);
     const { port, maxMessageSize } = connection;
     this.#channel = new Channel(
@@ -67,12 +68,16 @@ export class BusSession implements ChannelHandler {
     this.#channel.onDoorbell();
   }
 
-  /** The way of one device to this guest. */
-  link(deviceNumber: number, host: DeviceHost): DeviceLink {
+  /** The way of one device to this guest. @param peer whose memory its addresses mean */
+  link(deviceNumber: number, device: DeviceEndpoint, peer = 0): DeviceLink {
     const channel = this.#channel;
+    const { connection } = this.#o;
     return {
-      space: this.areas.spaceFor(host),
-      maxMessageSize: this.#o.connection.maxMessageSize,
+      space: this.memory.areasOf(peer)!.spaceFor(device),
+      memory: this.memory,
+      maxMessageSize: connection.maxMessageSize,
+      outOfBandKicks: connection.outOfBandKicks,
+      sharedMemory: this.#shareOf(device),
       respond: (token, response) => channel.send(response, deviceNumber, token),
       fail: (token, name, error) => this.#fail(deviceNumber, token, transportRequests[name].id, 0, error),
       event: (event) => channel.send(event, deviceNumber, 0),
@@ -80,6 +85,18 @@ export class BusSession implements ChannelHandler {
         if (!this.#signals.call(deviceNumber, queue)) channel.sendUsed(deviceNumber, queue);
       },
     };
+  }
+
+  /** Gives the shared memory of a device bus addresses of this connection. */
+  #shareOf(device: DeviceEndpoint): Map<number, bigint> {
+    const addresses = new Map<number, bigint>();
+    for (const { id, fd, length } of device.sharedMemory) {
+      const mapping = Mapping.map(fd, 0, length, { writable: true });
+      const area = this.memory.addOwn(mapping);
+      if (area === undefined) mapping.close();
+      else addresses.set(id, BigInt(area) << 48n);
+    }
+    return addresses;
   }
 
   /** The message path, for people. */
@@ -106,11 +123,11 @@ export class BusSession implements ChannelHandler {
     this.#signals.clearDevice(deviceNumber);
   }
 
-  available(deviceNumber: number, queue: number): void {
+  available(deviceNumber: number, queue: number, next: number): void {
     const host = this.#o.devices.get(deviceNumber);
     // One authoritative path a queue: an event beside the queue's own kick is not an occurrence.
     if (host === undefined || this.#signals.hasKick(deviceNumber, queue)) this.#o.counters.dropped += 1;
-    else host.onAvailable(queue);
+    else host.onAvailable(queue, next);
   }
 
   transportMessage(message: TransportMessage, header: MessageHeader): void {
@@ -145,51 +162,50 @@ export class BusSession implements ChannelHandler {
         this.#channel.send({ kind: 'response', name: 'PING', body: request.body }, 0, token);
         return;
       case 'REGION_ADD':
-        this.#sendResult('REGION_ADD', token, this.#addRegion(request.body));
+        this.memory.add(request.body, (result) => this.#sendResult('REGION_ADD', token, result));
         this.#o.connection.resources.discard(request.body.reference);
         return;
       case 'REGION_DEL':
-        this.#removeRegion(request.body, token);
+        this.memory.remove(request.body, (result) => this.#sendResult('REGION_DEL', token, result));
         return;
       case 'QUEUE_NOTIFY':
         this.#sendResult('QUEUE_NOTIFY', token, this.#setSignals(request.body));
         if (request.body.flags & queueNotifyKick) this.#o.connection.resources.discard(request.body.kick);
         if (request.body.flags & queueNotifyCall) this.#o.connection.resources.discard(request.body.call);
         return;
+      case 'DEVICE_BIND': {
+        const { device, peer } = request.body;
+        const known = this.#o.devices.has(device);
+        const result = known ? (this.#o.onBind?.(device, peer) ?? errno.EOPNOTSUPP) : errno.ENODEV;
+        this.#sendResult('DEVICE_BIND', token, result);
+        return;
+      }
+      case 'SHM_OPEN':
+        this.#channel.send({ kind: 'response', name: 'SHM_OPEN', body: this.#openShared(request.body) }, 0, token);
+        return;
     }
   }
 
-  #addRegion(body: Extract<BusRequest, { name: 'REGION_ADD' }>['body']): number {
-    const { area, flags, offset, length } = body;
-    const aligned = offset % 4096n === 0n && length % 4096n === 0n && offset < 1n << 52n;
-    const wellFormed = body.peer === 0 && body.reserved === 0 && (flags & ~regionReadOnly) === 0 && aligned;
-    if (!wellFormed || length > BigInt(limits.regionMaxBytes)) return errno.EINVAL;
-    const refused = this.areas.check(area, Number(length));
-    if (refused !== undefined) return errno[refused];
-    const readOnly = (flags & regionReadOnly) !== 0;
-    const backing = this.#o.connection.resources.openRegion(body.reference, offset, length, readOnly);
-    if (typeof backing === 'string') return errno[backing];
-    this.areas.add(area, backing, readOnly);
-    return 0;
-  }
-
-  #removeRegion(body: Extract<BusRequest, { name: 'REGION_DEL' }>['body'], token: number): void {
-    if (body.peer !== 0 || body.reserved !== 0) this.#sendResult('REGION_DEL', token, errno.EINVAL);
-    else {
-      this.areas.remove(body.area, (error) => {
-        this.#sendResult('REGION_DEL', token, error === undefined ? 0 : errno[error]);
-      });
-    }
+  #openShared(body: Extract<BusRequest, { name: 'SHM_OPEN' }>['body']) {
+    const failed = (error: ErrnoName) => ({ errno: errno[error], reference: 0, length: 0n });
+    const device = this.#o.devices.get(body.device);
+    if (device === undefined) return failed('ENODEV');
+    const memory = device.sharedMemory.find(({ id }) => id === body.index);
+    if (memory === undefined) return failed('ENOENT');
+    const reference = this.#o.connection.resources.give(memory.fd);
+    if (typeof reference === 'string') return failed(reference);
+    return { errno: 0, reference, length: BigInt(memory.length) };
   }
 
   #setSignals(body: Extract<BusRequest, { name: 'QUEUE_NOTIFY' }>['body']): number {
+    if (!this.#o.connection.outOfBandKicks) return errno.EOPNOTSUPP;
     const host = this.#o.devices.get(body.device);
     if (host === undefined) return errno.ENODEV;
-    if (body.queue >= host.queueCount || (body.flags & ~3) !== 0) return errno.EINVAL;
-    return this.#signals.set(body, () => host.onAvailable(body.queue));
+    if (body.queue >= host.queueCount || (body.flags & ~(queueNotifyKick | queueNotifyCall)) !== 0) return errno.EINVAL;
+    return this.#signals.set(body, () => host.onAvailable(body.queue, 0));
   }
 
-  #sendResult(name: 'REGION_ADD' | 'REGION_DEL' | 'QUEUE_NOTIFY', token: number, result: number): void {
+  #sendResult(name: 'REGION_ADD' | 'REGION_DEL' | 'QUEUE_NOTIFY' | 'DEVICE_BIND', token: number, result: number): void {
     this.#channel.send({ kind: 'response', name, body: { errno: result } }, 0, token);
   }
 
@@ -207,7 +223,7 @@ export class BusSession implements ChannelHandler {
   close(): void {
     this.#channel.close();
     this.#signals.clear();
-    this.areas.clear();
+    this.memory.clear();
     this.#o.connection.close();
   }
 }

@@ -1,5 +1,5 @@
-import { limits } from '../kit/limits.ts';
 import { feature } from '../virtio/features.ts';
+import { isQueueSize, type RingLayout, ringAlign, ringLayout } from '../virtio/geometry.ts';
 import { status } from '../virtio/status.ts';
 import { setVqueueFlags as flag, type transportRequests, vqueueEnabled } from '../virtio-msg/transport-messages.ts';
 import type { Decoded } from '../wire/layout.ts';
@@ -36,12 +36,12 @@ export function setVqueue(model: DeviceModel, state: DeviceState, request: SetVq
   if (current === undefined || maxSize === 0) return state;
   // The ring layout depends on the features, so queues come after FEATURES_OK (virtio 1.3, 3.1.1).
   if (!(state.status & status.FEATURES_OK) || state.status & status.DEVICE_NEEDS_RESET || state.resetting) return state;
-  const next = updated(current, request, maxSize);
+  const next = updated(current, request, maxSize, ringLayout(state.driverFeatures));
   if (next === undefined) return state;
   return { ...state, queues: state.queues.map((queue, i) => (i === request.index ? next : queue)) };
 }
 
-function updated(current: QueueState, request: SetVqueue, maxSize: number): QueueState | undefined {
+function updated(current: QueueState, request: SetVqueue, maxSize: number, layout: RingLayout): QueueState | undefined {
   const operation = request.flags & flag.operationMask;
   if (request.reserved !== 0 || (request.flags & ~flag.definedMask) !== 0 || operation === 3) return undefined;
   const ignores = flag.ignoreSize | flag.ignoreDesc | flag.ignoreDriver | flag.ignoreDevice;
@@ -54,14 +54,15 @@ function updated(current: QueueState, request: SetVqueue, maxSize: number): Queu
     deviceAddr: request.flags & flag.ignoreDevice ? current.deviceAddr : request.deviceAddr,
     enabled: current.enabled || operation === flag.enable,
   };
-  return isUsable(next, maxSize) ? next : undefined;
+  return isUsable(next, maxSize, layout) ? next : undefined;
 }
 
-/** Size and alignment of a split queue (virtio 1.3, 2.7). A queue that stays disabled may be unconfigured. */
-function isUsable(queue: QueueState, maxSize: number): boolean {
+/** Size and alignment of a queue (virtio 1.3, 2.7, 2.8). A queue that stays disabled may be unconfigured. */
+function isUsable(queue: QueueState, maxSize: number, layout: RingLayout): boolean {
   const { size } = queue;
-  if (size > Math.min(maxSize, limits.queueSizeMax)) return false;
+  if (size > maxSize) return false;
   if (size === 0) return !queue.enabled;
-  if ((size & (size - 1)) !== 0) return false;
-  return (queue.descAddr & 15n) === 0n && (queue.driverAddr & 1n) === 0n && (queue.deviceAddr & 3n) === 0n;
+  if (!isQueueSize(layout, size)) return false;
+  const align = ringAlign(layout);
+  return (['desc', 'driver', 'device'] as const).every((part) => queue[`${part}Addr`] % BigInt(align[part]) === 0n);
 }

@@ -153,7 +153,11 @@ function onRequest(model: DeviceModel, state: DeviceState, request: TransportReq
     case 'RESET_VQUEUE':
       return resetQueue(state, request);
     case 'GET_SHM':
-      return answer({ index: request.body.index, reserved: 0, length: 0n, address: 0n });
+      return answer({
+        index: request.body.index,
+        reserved: 0,
+        ...(model.sharedMemory.get(request.body.index) ?? { length: 0n, address: 0n }),
+      });
     default:
       return unreachable(request, 'request');
   }

@@ -1,8 +1,17 @@
 import { VmsgError } from '../kit/errors.ts';
-import { blkConfig, blkIdBytes, blkRequestHead, blkRequestType, blkStatus, sectorBytes } from '../virtio/blk.ts';
+import {
+  blkConfig,
+  blkIdBytes,
+  blkRange,
+  blkRequestHead,
+  blkRequestType,
+  blkStatus,
+  sectorBytes,
+} from '../virtio/blk.ts';
 import { deviceId } from '../virtio/device-ids.ts';
 import { blkFeature, FeatureSet } from '../virtio/features.ts';
 import { type Decoded, decode, encode, Malformed } from '../wire/layout.ts';
+import { encodeRanges, type RangeLimits, splitRanges } from './blk-ranges.ts';
 import { type BlkStreamOptions, readBlkStream } from './blk-stream.ts';
 import type { GuestBus } from './bus.ts';
 import { VirtioDevice } from './device.ts';
@@ -12,8 +21,10 @@ import type { QueueOptions, VirtQueue } from './queue.ts';
 import { inParallel, Slots } from './slots.ts';
 
 export interface BlkOptions extends QueueOptions {
-  /** Requests in flight at a time; 16 by default. */
+  /** Requests in flight at a time, over all queues; 16 by default. */
   readonly depth?: number;
+  /** Queues to spread requests over, at most as many as the device has; 1 by default. */
+  readonly queues?: number;
   /** Largest request, bytes, a multiple of 512; 128 KiB by default. Larger reads and writes are split. */
   readonly transferBytes?: number;
 }
@@ -24,8 +35,9 @@ export interface BlkEvents {
   failed: VmsgError;
 }
 
-/** Memory of one request: head, bounce data and status. */
+/** Memory of one request: head, bounce data and status; and the queue that it goes to. */
 interface Slot {
+  readonly queue: VirtQueue;
   readonly head: GuestBuffer;
   readonly status: GuestBuffer;
   readonly data: GuestBuffer;
@@ -37,9 +49,16 @@ const wanted = FeatureSet.of(
   blkFeature.RO,
   blkFeature.BLK_SIZE,
   blkFeature.FLUSH,
+  blkFeature.TOPOLOGY,
+  blkFeature.CONFIG_WCE,
+  blkFeature.MQ,
+  blkFeature.DISCARD,
+  blkFeature.WRITE_ZEROES,
 );
 /** Beyond it byte positions are no exact numbers. */
 const capacityMaxSectors = BigInt(Math.floor(Number.MAX_SAFE_INTEGER / sectorBytes));
+/** More in one request only make others wait longer. */
+const rangesPerRequest = 32;
 const metaBytes = 32;
 const statusOffset = 16;
 /** A value that no device writes, so that a status it did not write is noticed. */
@@ -53,7 +72,8 @@ const statusUnwritten = 0xff;
  */
 export class BlkDriver extends Emitter<BlkEvents> {
   readonly device: VirtioDevice;
-  readonly #queue: VirtQueue;
+  /** Queues in use. */
+  readonly queues: number;
   readonly #slots: Slots<Slot>;
   readonly #depth: number;
   readonly #transferBytes: number;
@@ -62,17 +82,17 @@ export class BlkDriver extends Emitter<BlkEvents> {
 
   private constructor(
     device: VirtioDevice,
-    queue: VirtQueue,
+    queues: readonly VirtQueue[],
     config: Decoded<typeof blkConfig>,
     options: Required<Pick<BlkOptions, 'depth' | 'transferBytes'>>,
   ) {
     super();
     this.device = device;
-    this.#queue = queue;
+    this.queues = queues.length;
     this.#config = config;
     this.#depth = options.depth;
     this.#transferBytes = options.transferBytes;
-    this.#slots = new Slots(makeSlots(device, options.depth, options.transferBytes));
+    this.#slots = new Slots(makeSlots(device, queues, options.depth, options.transferBytes));
     device.on('config', () => {
       this.#refresh().catch(() => {
         // The device has failed, which 'failed' tells; or the next change tells.
@@ -89,17 +109,22 @@ export class BlkDriver extends Emitter<BlkEvents> {
    * @throws VmsgError 'invalid-request' when it is no block device; else as `VirtioDevice.open`
    */
   static async open(bus: GuestBus, number: number, options: BlkOptions = {}): Promise<BlkDriver> {
-    const { depth = 16, transferBytes = 128 * 1024, ...queueOptions } = options;
-    if (depth < 1 || transferBytes < sectorBytes || transferBytes % sectorBytes !== 0) {
-      throw new VmsgError('invalid-request', `depth ${depth}, transferBytes ${transferBytes} are not possible`);
+    const { depth = 16, transferBytes = 128 * 1024, queues: queuesWanted = 1, ...queueOptions } = options;
+    if (depth < 1 || queuesWanted < 1 || transferBytes < sectorBytes || transferBytes % sectorBytes !== 0) {
+      throw new VmsgError(
+        'invalid-request',
+        `depth ${depth}, queues ${queuesWanted}, transferBytes ${transferBytes} are not possible`,
+      );
     }
     const device = await VirtioDevice.open(bus, number, { type: deviceId.blk, features: wanted });
     try {
       const config = await readConfig(device);
-      const queue = await device.addQueue(0, queueOptions);
+      const count = Math.min(queuesWanted, depth, device.features.has(blkFeature.MQ) ? config.numQueues : 1);
+      const queues: VirtQueue[] = [];
+      while (queues.length < Math.max(1, count)) queues.push(await device.addQueue(queues.length, queueOptions));
       const sizeMax = device.features.has(blkFeature.SIZE_MAX) ? config.sizeMax - (config.sizeMax % sectorBytes) : 0;
       const most = sizeMax === 0 ? transferBytes : Math.min(transferBytes, sizeMax);
-      const driver = new BlkDriver(device, queue, config, { depth, transferBytes: most });
+      const driver = new BlkDriver(device, queues, config, { depth, transferBytes: most });
       await device.start();
       return driver;
     } catch (error) {
@@ -123,6 +148,27 @@ export class BlkDriver extends Emitter<BlkEvents> {
   /** Bytes in which the device likes to be used; 512 when it does not say. */
   get blockSize(): number {
     return this.device.features.has(blkFeature.BLK_SIZE) ? this.#config.blkSize : sectorBytes;
+  }
+
+  /** Whether completed writes may still be lost before a `flush`. */
+  get writeback(): boolean {
+    const { features } = this.device;
+    return features.has(blkFeature.CONFIG_WCE) ? this.#config.writeback !== 0 : features.has(blkFeature.FLUSH);
+  }
+
+  /**
+   * Chooses between a write cache and a device that completes only what is durable.
+   * @throws VmsgError 'invalid-request' when the device lets nobody choose
+   */
+  async setWriteback(on: boolean): Promise<void> {
+    this.#needs(blkFeature.CONFIG_WCE, 'a choice of cache modes');
+    await this.device.config.write(blkConfig.at.writeback, Uint8Array.of(on ? 1 : 0));
+    await this.#refresh();
+  }
+
+  #needs(bit: number, what: string): void {
+    if (this.device.features.has(bit)) return;
+    throw new VmsgError('invalid-request', `device ${this.device.info.number} does not offer ${what}`);
   }
 
   async #refresh(): Promise<void> {
@@ -155,11 +201,51 @@ export class BlkDriver extends Emitter<BlkEvents> {
     throw new VmsgError('invalid-request', `${length} bytes are not whole sectors of the disk`);
   }
 
-  async #transfer(type: number, sector: number, memory: Uint8Array | GuestBuffer): Promise<void> {
-    const length = this.#checkLength(memory.length);
-    if (!Number.isSafeInteger(sector) || sector < 0 || sector + length / sectorBytes > this.capacitySectors) {
-      throw new VmsgError('invalid-request', `sector ${sector} and ${length} bytes exceed the disk`);
+  #checkRange(sector: number, bytes: number): number {
+    const length = this.#checkLength(bytes);
+    if (Number.isSafeInteger(sector) && sector >= 0 && sector + length / sectorBytes <= this.capacitySectors) {
+      return length;
     }
+    throw new VmsgError('invalid-request', `sector ${sector} and ${length} bytes exceed the disk`);
+  }
+
+  /**
+   * Tells the device that sectors hold nothing of worth. What they read as afterwards is open.
+   * @param length bytes. @throws VmsgError also 'invalid-request' when the device does not offer it
+   */
+  async discard(sector: number, length: number): Promise<void> {
+    this.#needs(blkFeature.DISCARD, 'discard');
+    const { maxDiscardSectors: sectors, maxDiscardSeg: ranges, discardSectorAlignment: alignment } = this.#config;
+    await this.#erase(blkRequestType.DISCARD, sector, length, { sectors, ranges, alignment }, false);
+  }
+
+  /**
+   * Makes sectors read as zero. @param length bytes
+   * @param options unmap lets the device give their storage back
+   * @throws VmsgError also 'invalid-request' when the device does not offer it
+   */
+  async writeZeroes(sector: number, length: number, { unmap = false }: { unmap?: boolean } = {}): Promise<void> {
+    this.#needs(blkFeature.WRITE_ZEROES, 'writing zeroes');
+    const { maxWriteZeroesSectors: sectors, maxWriteZeroesSeg: ranges } = this.#config;
+    await this.#erase(blkRequestType.WRITE_ZEROES, sector, length, { sectors, ranges, alignment: 0 }, unmap);
+  }
+
+  async #erase(type: number, sector: number, bytes: number, limits: RangeLimits, unmap: boolean): Promise<void> {
+    const sectors = this.#checkRange(sector, bytes) / sectorBytes;
+    const room = Math.min(rangesPerRequest, Math.floor(this.#transferBytes / blkRange.size));
+    // A limit of 0 is none at all.
+    const most = { ...limits, sectors: limits.sectors || 0xffff_ffff, ranges: Math.min(limits.ranges || 1, room) };
+    const requests = splitRanges(sector, sectors, most);
+    await inParallel(requests.length, this.#depth, async (index) => {
+      const slot = await this.#slots.take();
+      const length = encodeRanges(requests[index]!, unmap, slot.data.bytes);
+      await this.#request(slot, type, 0, [slot.data.range(0, length)], []);
+      this.#slots.give(slot);
+    });
+  }
+
+  async #transfer(type: number, sector: number, memory: Uint8Array | GuestBuffer): Promise<void> {
+    const length = this.#checkRange(sector, memory.length);
     const most = this.#transferBytes;
     await inParallel(Math.ceil(length / most), this.#depth, (index) => {
       const offset = index * most;
@@ -198,7 +284,7 @@ export class BlkDriver extends Emitter<BlkEvents> {
       if (this.device.failure !== undefined) throw this.device.failure;
       encode(blkRequestHead, { type, reserved: 0, sector: BigInt(sector) }, slot.head.bytes);
       slot.status.bytes[0] = statusUnwritten;
-      const written = await this.#queue.submit([slot.head, ...readable], [...writable, slot.status]);
+      const written = await slot.queue.submit([slot.head, ...readable], [...writable, slot.status]);
       const room = writable.reduce((sum, range) => sum + range.length, 1);
       checkResult(slot.status.bytes[0] ?? statusUnwritten, written, room, sector);
     } catch (error) {
@@ -263,10 +349,11 @@ async function readConfig(device: VirtioDevice): Promise<Decoded<typeof blkConfi
   return config;
 }
 
-function makeSlots(device: VirtioDevice, depth: number, transferBytes: number): Slot[] {
+function makeSlots(device: VirtioDevice, queues: readonly VirtQueue[], depth: number, transferBytes: number): Slot[] {
   const meta = device.alloc(depth * metaBytes);
   const data = device.alloc(depth * transferBytes, 4096);
   return Array.from({ length: depth }, (_, i) => ({
+    queue: queues[i % queues.length]!,
     head: meta.slice(i * metaBytes, blkRequestHead.size),
     status: meta.slice(i * metaBytes + statusOffset, 1),
     data: data.slice(i * transferBytes, transferBytes),

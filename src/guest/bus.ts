@@ -1,6 +1,7 @@
 import { type Clock, systemClock } from '../kit/clock.ts';
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
+import type { Fd } from '../libc/fd.ts';
 import { type BusEvent, deviceAdded, deviceRemoved } from '../virtio-msg/bus-messages.ts';
 import type { CanonicalMessage } from '../virtio-msg/dialect.ts';
 import { type MessageHeader, typeBus } from '../virtio-msg/header.ts';
@@ -140,7 +141,7 @@ export class GuestBus extends Emitter<BusEvents> {
 
   /**
    * Makes descriptors the authoritative notification path of a queue (QUEUE_NOTIFY).
-   * @param kick eventfd or Unix socket on which the driver notifies
+   * @param kick eventfd on which the driver notifies
    * @param call Unix socket on which the device notifies
    */
   async queueNotify(
@@ -159,6 +160,11 @@ export class GuestBus extends Emitter<BusEvents> {
       phase,
     );
     if (errno !== 0) throw serviceError(`QUEUE_NOTIFY of queue ${queue}`, errno);
+  }
+
+  /** Takes a descriptor that a response has named; the caller closes it. */
+  takeDescriptor(index: number): Fd | undefined {
+    return this.#link.transport.takeDescriptor(index);
   }
 
   #busRequestWithFds<N extends 'REGION_ADD' | 'QUEUE_NOTIFY'>(

@@ -10,6 +10,7 @@ import type { Messenger, Received } from '../libc/messenger.ts';
 import type { Poller } from '../libc/poll.ts';
 import { connectUnix } from '../libc/unix-socket.ts';
 import {
+  guestRole,
   handshakeFeatures,
   handshakeMagic,
   handshakeVersion,
@@ -46,6 +47,8 @@ export interface HandshakeParts {
   readonly messenger: Messenger;
   readonly maxMessageSize: number;
   readonly ringSlots: number;
+  /** What this guest does on the bus. */
+  readonly role: keyof typeof guestRole;
   readonly resume: ResumePoint | undefined;
   readonly onTerms: ((terms: TransportTerms) => void) | undefined;
 }
@@ -178,8 +181,8 @@ function helloBytes(parts: HandshakeParts): Uint8Array {
       features: ourFeatures,
       dialects: 1 << dialectNumber,
       maxMessageSize: parts.maxMessageSize,
+      role: guestRole[parts.role],
       reserved: 0,
-      reserved2: 0,
       resumeEpoch: parts.resume?.epoch ?? 0n,
       resumeToken: parts.resume?.token ?? new Uint8Array(16),
     },

@@ -4,11 +4,12 @@ import { limits } from '../kit/limits.ts';
 import { type Scheduler, systemScheduler } from '../kit/scheduler.ts';
 import { Scope } from '../kit/scope.ts';
 import { drainDoorbell, ringDoorbell } from '../libc/doorbell.ts';
-import { Messenger } from '../libc/messenger.ts';
+import type { Fd } from '../libc/fd.ts';
+import { Messenger, type Received } from '../libc/messenger.ts';
 import { LoopPoller, type Poller, type Watch } from '../libc/poll.ts';
 import { descriptors, headOf, packetType } from '../virtio-msg/loopback-handshake.ts';
 import { RingConsumer, RingProducer } from '../virtio-msg/ring.ts';
-import { encode } from '../wire/layout.ts';
+import { decode, encode, Malformed } from '../wire/layout.ts';
 import { type Established, handshake, packetTypeOf, refusalError } from './loopback-handshake.ts';
 import type {
   GuestTransport,
@@ -45,7 +46,17 @@ export function loopbackFactory(options: LoopbackOptions): TransportFactory {
     const scope = new Scope();
     try {
       const messenger = scope.own(new Messenger(limits.handshakeMessageMaxBytes, limits.fdsPerMessage));
-      const parts = { path, clock, poller, messenger, maxMessageSize, ringSlots, resume, onTerms };
+      const parts = {
+        path,
+        clock,
+        poller,
+        messenger,
+        maxMessageSize,
+        ringSlots,
+        role: 'driver' as const,
+        resume,
+        onTerms,
+      };
       const established = await handshake(parts, scope);
       return new LoopbackTransport(established, messenger, poller, scheduler, scope);
     } catch (error) {
@@ -69,6 +80,8 @@ class LoopbackTransport implements GuestTransport {
   #handlers: TransportHandlers | undefined;
   #doorbellWatch: Watch | undefined;
   #nextDescriptor = 0;
+  /** Descriptors of the service that no one has asked for yet. */
+  readonly #received = new Map<number, Fd>();
   #draining = false;
 
   constructor(established: Established, messenger: Messenger, poller: Poller, scheduler: Scheduler, scope: Scope) {
@@ -78,6 +91,10 @@ class LoopbackTransport implements GuestTransport {
     this.#scheduler = scheduler;
     this.#scope = scope;
     this.terms = established.terms;
+    scope.defer(() => {
+      for (const fd of this.#received.values()) fd.close();
+      this.#received.clear();
+    });
     const { toService, toGuest, slotSize, sleepWords } = established;
     this.#producer = new RingProducer(toService, slotSize, sleepWords);
     this.#consumer = new RingConsumer(toGuest, slotSize, sleepWords);
@@ -169,17 +186,40 @@ class LoopbackTransport implements GuestTransport {
     if (this.#consumer.release()) this.#ring();
   }
 
-  /** After READY the service says nothing on the socket but why it ends the connection. */
+  takeDescriptor(index: number): Fd | undefined {
+    // A response in the ring may overtake the descriptor on the socket.
+    if (!this.#received.has(index)) this.#onControl();
+    const fd = this.#received.get(index);
+    this.#received.delete(index);
+    return fd;
+  }
+
+  /** After READY the service sends descriptors, or says why it ends the connection. */
   #onControl(): void {
+    if (this.#scope.closed) return;
     const received = this.#messenger.receive(this.#established.control.number);
     if (received === 'empty') return;
     if (received === 'closed') {
       this.#lose(new VmsgError('bus-lost', 'the service closed the connection'));
       return;
     }
+    if (packetTypeOf(received.bytes) === packetType.descriptors && this.#keep(received)) return;
     for (const fd of received.fds) fd.close();
     const isRefusal = packetTypeOf(received.bytes) === packetType.refused;
     this.#lose(isRefusal ? refusalError(received.bytes) : new VmsgError('protocol-violation', 'unexpected packet'));
+  }
+
+  /** @returns false when the packet is not what it should be */
+  #keep({ bytes, fds }: Received): boolean {
+    const packet = decode(descriptors, bytes, 0, bytes.length);
+    if (packet instanceof Malformed || packet.count !== fds.length) return false;
+    if (this.#received.size + fds.length > limits.pendingFdsPerBus) return false;
+    for (const [i, fd] of fds.entries()) {
+      const index = (packet.first + i) >>> 0;
+      this.#received.get(index)?.close();
+      this.#received.set(index, fd);
+    }
+    return true;
   }
 
   #lose(error: Error): void {

@@ -1,9 +1,10 @@
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
+import { descBytes } from '../virtio/chain.ts';
 import { type FeatureSet, feature } from '../virtio/features.ts';
-import type { IndirectTable } from '../virtio/queue.ts';
-import { openSplitDriverQueue, type RingAddresses, type SplitDriverQueue } from '../virtio/split/driver-queue.ts';
-import { descBytes, splitRingAlign, splitRingBytes } from '../virtio/split/ring.ts';
+import { isQueueSize, ringAlign, ringBytes, ringLayout } from '../virtio/geometry.ts';
+import type { DriverQueue, IndirectTable, RingAddresses } from '../virtio/queue.ts';
+import { openDriverQueue } from '../virtio/rings.ts';
 import { setVqueueFlags, vqueueEnabled } from '../virtio-msg/transport-messages.ts';
 import type { GuestBus } from './bus.ts';
 import type { GuestBuffer, GuestMemory } from './memory.ts';
@@ -21,7 +22,7 @@ export interface QueueParts {
 const defaultSize = 128;
 
 interface QueueMemory {
-  readonly rings: SplitDriverQueue;
+  readonly rings: DriverQueue;
   readonly tables: IndirectTable[];
   readonly buffers: readonly GuestBuffer[];
 }
@@ -45,7 +46,7 @@ export async function openQueue(
   return queue;
 }
 
-async function chooseSize({ bus, device, index, options }: QueueParts): Promise<number> {
+async function chooseSize({ bus, device, index, features, options }: QueueParts): Promise<number> {
   if (options.notify === 'descriptors' && !bus.terms.queueNotify) {
     throw new VmsgError('invalid-request', 'the bus does not offer QUEUE_NOTIFY');
   }
@@ -54,14 +55,19 @@ async function chooseSize({ bus, device, index, options }: QueueParts): Promise<
   if (now.maxSize === 0) throw new VmsgError('not-found', `device ${device} has no queue ${index}`);
   if (now.flags & vqueueEnabled) throw new VmsgError('protocol-violation', `queue ${index} is enabled after a reset`);
   const wanted = options.size ?? defaultSize;
-  if (!Number.isInteger(Math.log2(wanted)) || wanted > limits.queueSizeMax) {
-    throw new VmsgError('invalid-request', `a queue has a power of two up to ${limits.queueSizeMax}, not ${wanted}`);
+  const layout = ringLayout(features);
+  if (!isQueueSize(layout, wanted)) {
+    const entries = `up to ${limits.queueSizeMax} entries${layout === 'split' ? ', a power of two' : ''}`;
+    throw new VmsgError('invalid-request', `a ${layout} queue has ${entries}, not ${wanted}`);
   }
-  return 2 ** Math.floor(Math.log2(Math.min(wanted, now.maxSize)));
+  const size = Math.min(wanted, now.maxSize);
+  return layout === 'split' ? 2 ** Math.floor(Math.log2(size)) : size;
 }
 
 function allocate(memory: GuestMemory, size: number, features: FeatureSet): QueueMemory {
-  const bytes = splitRingBytes(size);
+  const layout = ringLayout(features);
+  const bytes = ringBytes(layout, size);
+  const align = ringAlign(layout);
   const buffers: GuestBuffer[] = [];
   const take = (length: number, align: number): GuestBuffer => {
     const buffer = memory.alloc(length, align);
@@ -69,10 +75,10 @@ function allocate(memory: GuestMemory, size: number, features: FeatureSet): Queu
     return buffer;
   };
   try {
-    const desc = take(bytes.desc, splitRingAlign.desc);
-    const driver = take(bytes.driver, splitRingAlign.driver);
-    const device = take(bytes.device, splitRingAlign.device);
-    const rings = openSplitDriverQueue({
+    const desc = take(bytes.desc, align.desc);
+    const driver = take(bytes.driver, align.driver);
+    const device = take(bytes.device, align.device);
+    const rings = openDriverQueue({
       size,
       features,
       descAddr: desc.busAddress,

@@ -1,3 +1,5 @@
+import type { Fd } from '../libc/fd.ts';
+
 /** What both sides agreed when a connection was made. */
 export interface TransportTerms {
   /** Largest message either side may send, bytes. */
@@ -51,6 +53,8 @@ export interface GuestTransport {
    * @returns index of the first
    */
   sendDescriptors(fds: readonly number[]): number;
+  /** Takes a descriptor that the service has sent, by its index; the caller closes it. */
+  takeDescriptor(index: number): Fd | undefined;
   /** Idempotent; `onLost` is not called. */
   close(): void;
 }

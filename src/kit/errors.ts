@@ -21,6 +21,12 @@ const row = (status: number, title: string, help: string, retryable = false): Er
 export const errorRegistry = {
   'invalid-request': row(400, 'The request is not valid', 'Correct the field that `pointer` names.'),
   'invalid-config': row(400, 'The configuration is not valid', 'Correct the field that the JSON pointer names.'),
+  unauthorized: row(401, 'A token is needed', 'Send the token of the token file: Authorization: Bearer <token>.'),
+  forbidden: row(
+    403,
+    'The request is not allowed here',
+    'Use the address that the service listens on, and no web page.',
+  ),
   'not-found': row(404, 'No such object', 'List the collection to see which ids exist.'),
   'method-not-allowed': row(405, 'The method does not exist here', 'Look the path up in /v1/openapi.json.'),
   immutable: row(409, 'The field cannot change', 'Delete the object and create it anew.'),

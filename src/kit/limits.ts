@@ -30,6 +30,8 @@ export const limits = {
   /** One ArrayBuffer over foreign memory; Node 20 aborts above. */
   viewMaxBytes: 4 * 1024 ** 3,
   regionsPerBus: 64,
+  /** Memory peers of one guest that serves devices. */
+  peersPerBus: 64,
   /** Mapped bytes of all regions of one bus. */
   regionTotalMaxBytes: 16 * 1024 ** 3,
   /** A removed region may stay pinned by I/O this long before its users need a reset. */
@@ -38,12 +40,47 @@ export const limits = {
   resetTimeoutMs: 30_000,
   queueSizeMax: 1024,
   queuesPerDevice: 64,
+  /** Requests to one serving side that have no response yet. */
+  remoteRequests: 1024,
+  /** Bytes that a backend keeps beside the state of its device. */
+  backendMemoryMaxBytes: 64,
+  /** Two queues a port and two for control messages are at most `queuesPerDevice`. */
+  consolePortsMax: 31,
+  consolePortNameMaxBytes: 64,
+  /** Requests of one queue of a console that wait for data or for room. */
+  consoleInFlightRequests: 64,
+  /** Bytes that a console port takes from its host program before others get their turn. */
+  consoleTurnMaxBytes: 256 * 1024,
+  /** How often a pseudo terminal is looked at: whether a program has it open, and its window size. */
+  consoleTerminalPollMs: 250,
+  /** Connections to a console port that wait to be accepted. */
+  consoleBacklogConnections: 4,
   /** Descriptors of one chain, indirect ones included. */
   chainDescriptorsMax: 1024,
   /** Chains taken from one queue before other queues get their turn. */
   queueBatchChains: 64,
   /** Requests of one blk device at the operating system at a time: one slow disk must not take every I/O thread. */
   blkInFlightRequests: 8,
+  /** Queues that a blk device may be given. */
+  blkQueuesMax: 16,
+  /** Requests of all queues of one blk device that wait for their turn: each queue hands over as many as may run. */
+  blkWaitingRequests: 16 * 8,
+  /** Segment that a blk device asks drivers not to exceed. */
+  blkSegmentMaxBytes: 4 * 1024 ** 2,
+  /** Ranges of one discard or write-zeroes request. */
+  blkRangesPerRequest: 32,
+  blkDiscardRangeMaxBytes: 1024 ** 3,
+  /** Less: where the file system cannot zero a range, the zeroes are written. */
+  blkZeroRangeMaxBytes: 32 * 1024 ** 2,
+  /** Zeroes of one write, where they are written. */
+  blkZeroWriteBytes: 1024 ** 2,
+  /** Time between two looks at the size of an image file. */
+  blkSizePollMs: 1_000,
+  /** Text that one request of the template device carries. */
+  templateTextMaxBytes: 1024,
+  shmRegionMinBytes: 4096,
+  shmRegionDefaultBytes: 64 * 1024,
+  shmRegionMaxBytes: 16 * 1024 ** 2,
   devicesPerBus: 256,
   busesMax: 256,
   domainsMax: 256,
@@ -58,6 +95,8 @@ export const limits = {
   /** Loopback domains get numbers 1..0x7fee; FF-A keeps those above for itself. */
   loopbackDomidMax: 0x7fee,
   laneCallTimeoutMs: 15_000,
+  /** Time a lane gets to let go of the kernel when the process ends. */
+  laneReleaseTimeoutMs: 2_000,
   /** Requests a guest has without a response at a time, over all devices. */
   guestPendingRequests: 256,
   /** Longer than the bound of the service, so that its FAILURE comes first. */
@@ -92,6 +131,10 @@ export const limits = {
   apiConnectionsMax: 256,
   /** Time a client gets to send a whole request. */
   apiRequestTimeoutMs: 30_000,
+  /** Calls under way and event streams get this long when the service ends, then their connections are cut. */
+  apiCloseTimeoutMs: 10_000,
+  apiTokenMinChars: 16,
+  apiTokenFileMaxBytes: 4096,
   /** Time to find out whether another service answers on a socket. */
   socketProbeTimeoutMs: 2_000,
   configFileMaxBytes: 4 * 1024 * 1024,

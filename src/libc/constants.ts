@@ -6,6 +6,7 @@ export const linux = {
   // fcntl.h
   O_RDWR: 0o2,
   O_ACCMODE: 0o3,
+  O_NOCTTY: 0o400,
   O_NONBLOCK: 0o4000,
   O_CLOEXEC: 0o2000000,
   F_GETFD: 1,
@@ -21,6 +22,10 @@ export const linux = {
   F_SEAL_WRITE: 0x08,
   F_SEAL_FUTURE_WRITE: 0x10,
   F_SEAL_EXEC: 0x20,
+  // linux/falloc.h
+  FALLOC_FL_KEEP_SIZE: 0x01,
+  FALLOC_FL_PUNCH_HOLE: 0x02,
+  FALLOC_FL_ZERO_RANGE: 0x10,
   // sys/mman.h
   PROT_READ: 1,
   PROT_WRITE: 2,
@@ -38,6 +43,9 @@ export const linux = {
   EFD_CLOEXEC: 0o2000000,
   RWF_NOWAIT: 0x8,
   POLLIN: 0x1,
+  POLLERR: 0x8,
+  POLLHUP: 0x10,
+  POLLRDHUP: 0x2000,
   EPOLL_CLOEXEC: 0o2000000,
   EPOLL_CTL_ADD: 1,
   LOCK_SH: 1,
@@ -61,6 +69,10 @@ export const linux = {
   MSG_DONTWAIT: 0x40,
   MSG_NOSIGNAL: 0x4000,
   MSG_CMSG_CLOEXEC: 0x40000000,
+  // termios.h, asm-generic/ioctls.h
+  TCSANOW: 0,
+  TIOCGWINSZ: 0x5413,
+  TIOCSWINSZ: 0x5414,
   // unistd.h, linux/magic.h
   _SC_PAGESIZE: 30,
   TMPFS_MAGIC: 0x01021994,

@@ -24,6 +24,15 @@ export const closeNative = declare<
 export const fcntl =
   declare<(fd: number, command: number, type: 'int', argument: number) => number>('int fcntl(int, int, ...)');
 export const flockNative = declare<(fd: number, operation: number) => number>('int flock(int, int)');
+export const fallocateNative = declare<{
+  async(
+    fd: number,
+    mode: number,
+    offset: number,
+    length: number,
+    done: (failure: unknown, result: number) => void,
+  ): void;
+}>('int fallocate(int, int, int64_t, int64_t)');
 export const fstatfs = declare<(fd: number, out: Uint8Array) => number>('int fstatfs(int, void *)');
 
 export const memfdCreate = declare<(name: string, flags: number) => number>('int memfd_create(str, unsigned int)');
@@ -42,6 +51,13 @@ export const readNative = declare<(fd: number, out: Address, length: number) => 
 );
 export const writeNative = declare<(fd: number, from: Address, length: number) => number>(
   'int64_t write(int, uintptr_t, size_t)',
+);
+/** Straight from and to a typed array, for calls that end at once. */
+export const readInto = declare<(fd: number, out: Uint8Array, length: number) => number>(
+  'int64_t read(int, void *, size_t)',
+);
+export const writeFrom = declare<(fd: number, from: Uint8Array, length: number) => number>(
+  'int64_t write(int, void *, size_t)',
 );
 export const pollNative = declare<(pollfds: Uint32Array, count: number, timeoutMs: number) => number>(
   'int poll(void *, unsigned long, int)',
@@ -80,6 +96,22 @@ export const sendmsg = declare<(fd: number, msghdr: Address, flags: number) => n
 );
 export const recvmsg = declare<(fd: number, msghdr: Address, flags: number) => number>(
   'int64_t recvmsg(int, uintptr_t, int)',
+);
+
+export const posixOpenpt = declare<(flags: number) => number>('int posix_openpt(int)');
+export const grantpt = declare<(fd: number) => number>('int grantpt(int)');
+export const unlockpt = declare<(fd: number) => number>('int unlockpt(int)');
+/** @returns 0 or an errno */
+export const ptsname = declare<(fd: number, out: Uint8Array, length: number) => number>(
+  'int ptsname_r(int, void *, size_t)',
+);
+export const tcgetattr = declare<(fd: number, termios: Uint8Array) => number>('int tcgetattr(int, void *)');
+export const tcsetattr = declare<(fd: number, actions: number, termios: Uint8Array) => number>(
+  'int tcsetattr(int, int, void *)',
+);
+export const cfmakeraw = declare<(termios: Uint8Array) => void>('void cfmakeraw(void *)');
+export const ioctlPointer = declare<(fd: number, request: number, type: 'void *', argument: Uint16Array) => number>(
+  'int ioctl(int, unsigned long, ...)',
 );
 
 export const strerror = declare<(errno: number) => string>('str strerror(int)');

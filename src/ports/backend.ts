@@ -11,6 +11,11 @@ export interface BackendDescription {
   readonly queueSizes: readonly number[];
   /** Configuration space at attach time. */
   readonly config: Uint8Array;
+  /**
+   * Ranges of the configuration space that the driver writes. After a restart of the service, a driver that resumes
+   * finds them as it left them: the bridge writes them again with `writeConfig`, before `activate`.
+   */
+  readonly driverConfig?: readonly { readonly offset: number; readonly length: number }[];
   /** Requests of one queue that the backend takes before it has completed any. */
   readonly maxInFlight: number;
 }
@@ -24,6 +29,19 @@ export interface BackendRequest {
   readonly writableBytes: number;
   /** Ends the request, exactly once; `writtenBytes` of the writable part carry data. */
   complete(writtenBytes: number): void;
+  /**
+   * Ends the request in place of `complete`, without an answer to the driver: after `cancel`, or while closing. A
+   * device that is resumed later gets it again.
+   */
+  release(): void;
+}
+
+/** A few bytes of a backend that are kept with the state of the device, also when the process is killed. */
+export interface BackendMemory {
+  /** What was kept last before a resume; empty when the device starts afresh. */
+  readonly kept: Uint8Array;
+  /** Replaces what is kept, at once. At most `limits.backendMemoryMaxBytes`. */
+  keep(bytes: Uint8Array): void;
 }
 
 /** What the bridge offers to a backend. */
@@ -40,9 +58,19 @@ export interface BackendHost {
  */
 export interface Backend {
   readonly description: BackendDescription;
-  /** DRIVER_OK was set. `has` tells which feature bits were negotiated. */
-  activate(has: (featureBit: number) => boolean): void;
+  /** Memory that the device shares with its driver (GET_SHM), as sealed memfds that the backend owns. */
+  readonly sharedMemory?: readonly { readonly id: number; readonly fd: number; readonly length: number }[];
+  /**
+   * DRIVER_OK was set, or a device that was ready is resumed. `has` tells which feature bits were negotiated.
+   * @param memory may be used until `deactivate`; absent where nothing outlives the process
+   */
+  activate(has: (featureBit: number) => boolean, memory?: BackendMemory): void;
   handle(request: BackendRequest): void;
+  /**
+   * The queue stops. Requests of it that wait for somebody else, such as receive buffers, are released before this
+   * returns; what is being carried out is completed as usual. A backend without it never waits for anybody.
+   */
+  cancel?(queue: number): void;
   /** Applies a driver's write to the configuration space in full, or refuses it in full. */
   writeConfig(offset: number, data: Uint8Array): boolean;
   /** The device was reset; all requests are completed. */

@@ -27,6 +27,8 @@ export interface GuestResources {
   /** Listens to a queue's kicks; the reference is used up. */
   openKick(reference: number, onKick: () => void): { close(): void } | ErrnoName;
   openCall(reference: number): CallTarget | ErrnoName;
+  /** Hands a descriptor of ours over; it stays ours. @returns the reference by which messages may name it */
+  give(fd: number): number | ErrnoName;
   /** Ends a reference that a refused request named; one that is used up already is ignored. */
   discard(reference: number): void;
 }
@@ -34,6 +36,8 @@ export interface GuestResources {
 /** Mapped memory of a guest. */
 export interface GuestMemory {
   readonly bytes: Uint8Array;
+  /** How others can map the same memory; undefined where it cannot be passed on. */
+  readonly source?: { readonly fd: number; readonly offset: bigint };
   close(): void;
 }
 
@@ -56,6 +60,8 @@ export interface GuestConnection {
   readonly resources: GuestResources;
   readonly admission: Admission;
   readonly maxMessageSize: number;
+  /** Kicks may come other than as EVENT_AVAIL (QUEUE_NOTIFY was agreed). */
+  readonly outOfBandKicks: boolean;
   /** Registers the one listener for the guest's doorbell. */
   onDoorbell(listener: () => void): void;
   /** Ends the connection from our side and releases all of it. Idempotent. */

@@ -6,7 +6,7 @@ const ours = (message: string) => `docs/protocol/bridge.md, ${message}`;
 const bitmapBytes = (devices: number) => (devices + 7) >>> 3;
 
 const result = (name: string) =>
-  layout(name, ours('REGION_ADD, REGION_DEL, QUEUE_NOTIFY'), 4, { errno: i32(0, '0, or a Linux errno') });
+  layout(name, ours('REGION_ADD, REGION_DEL, QUEUE_NOTIFY, DEVICE_BIND'), 4, { errno: i32(0, '0, or a Linux errno') });
 
 /** Bus requests: the standard ones, and from 0x88 on those of this bridge (implementation-defined range). */
 export const busRequests = {
@@ -36,7 +36,7 @@ export const busRequests = {
   REGION_ADD: {
     id: 0x88,
     request: layout('REGION_ADD request', ours('REGION_ADD'), 32, {
-      peer: u32(0, 'memory peer: 0 the service'),
+      peer: u32(0, 'whose memory: 0 that of the guest who uses devices; a number to a guest who serves them'),
       area: u16(4, 'area id 1..0x7fff, chosen by the guest, unique in this epoch'),
       flags: u16(6, 'bit 0: read-only'),
       reference: u32(8, 'loopback: index of a descriptor sent with DESCRIPTORS; Xen: first grant reference'),
@@ -65,6 +65,30 @@ export const busRequests = {
       call: u32(12, 'loopback: descriptor index; Xen: event channel port'),
     }),
     response: result('QUEUE_NOTIFY response'),
+  },
+  /** On a bus whose guest serves devices: which peer's memory a device's addresses mean. */
+  DEVICE_BIND: {
+    id: 0x8b,
+    request: layout('DEVICE_BIND request', ours('DEVICE_BIND'), 8, {
+      device: u16(0, 'device number'),
+      reserved: u16(2, 'zero'),
+      peer: u32(4, 'memory peer whose driver uses the device from now on; 0: nobody, the device is in reset'),
+    }),
+    response: result('DEVICE_BIND response'),
+  },
+  /** Asks for the memory behind a shared memory region of a device (GET_SHM). */
+  SHM_OPEN: {
+    id: 0x8c,
+    request: layout('SHM_OPEN request', ours('SHM_OPEN'), 8, {
+      device: u16(0, 'device number'),
+      reserved: u16(2, 'zero'),
+      index: u32(4, 'shared memory id, as in GET_SHM'),
+    }),
+    response: layout('SHM_OPEN response', ours('SHM_OPEN'), 16, {
+      errno: i32(0, '0, or a Linux errno'),
+      reference: u32(4, 'loopback: index of the descriptor that the service has sent with DESCRIPTORS'),
+      length: u64(8, 'bytes'),
+    }),
   },
 } as const;
 

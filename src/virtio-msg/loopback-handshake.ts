@@ -19,8 +19,8 @@ export const hello = layout('HELLO', src('HELLO'), 48, {
   features: u32(8, 'bit 0: sleep words; bit 1: QUEUE_NOTIFY'),
   dialects: u32(12, 'bit n: the guest speaks dialect Dn'),
   maxMessageSize: u16(16, 'largest message the guest handles, bytes'),
-  reserved: u16(18, 'zero'),
-  reserved2: u32(20, 'zero'),
+  role: u16(18, 'what the guest does on the bus: 0 it uses devices, 1 it serves devices'),
+  reserved: u32(20, 'zero'),
   resumeEpoch: u64(24, 'epoch to resume, or 0'),
   resumeToken: bytes(32, 16, 'token of that epoch, or zeros'),
 });
@@ -67,6 +67,7 @@ export const descriptors = layout('DESCRIPTORS', src('DESCRIPTORS'), 16, {
 
 export const handshakeFeatures = { sleepWords: 1, queueNotify: 2 } as const;
 export const welcomeResumed = 1;
+export const guestRole = { driver: 0, device: 1 } as const;
 
 export type Hello = Decoded<typeof hello>;
 export type Welcome = Decoded<typeof welcome>;

@@ -32,7 +32,15 @@ export const blkRequestHead = layout('virtio_blk_req head', 'virtio 1.3, 5.2.6',
   sector: u64(8, 'first sector'),
 });
 
-export const blkRequestType = { IN: 0, OUT: 1, FLUSH: 4, GET_ID: 8 } as const;
+/** One range of a DISCARD or WRITE_ZEROES request; its data is an array of these. */
+export const blkRange = layout('virtio_blk_discard_write_zeroes', 'virtio 1.3, 5.2.6', 16, {
+  sector: u64(0, 'first sector'),
+  sectors: u32(8, 'number of sectors'),
+  flags: u32(12, 'bit 0: unmap, for WRITE_ZEROES only; all others are reserved'),
+});
+export const blkRangeUnmap = 1;
+
+export const blkRequestType = { IN: 0, OUT: 1, FLUSH: 4, GET_ID: 8, DISCARD: 11, WRITE_ZEROES: 13 } as const;
 export const blkStatus = { OK: 0, IOERR: 1, UNSUPP: 2 } as const;
 /** GET_ID answers this many bytes, padded with zeros. */
 export const blkIdBytes = 20;

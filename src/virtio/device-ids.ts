@@ -47,8 +47,11 @@ const deviceNames: Readonly<Record<number, string>> = {
   48: 'media',
 };
 
-/** The ids that code of this project names. */
-export const deviceId = { blk: 2, console: 3, rng: 4 } as const;
+/**
+ * The ids that code of this project names. `template` and `shm` are no devices of the standard: experiments count
+ * backwards from 65535 (virtio 1.3, appendix B.3).
+ */
+export const deviceId = { blk: 2, console: 3, rng: 4, template: 0xffff, shm: 0xfffe } as const;
 
 /** Name of a device type; an id that is not assigned gives `type-<id>`. */
 export function deviceName(id: number): string {

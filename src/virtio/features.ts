@@ -36,7 +36,7 @@ export const blkFeature = {
 } as const;
 
 /** Console device (virtio 1.3, section 5.3.3). */
-const consoleFeature = { SIZE: 0, MULTIPORT: 1, EMERG_WRITE: 2 } as const;
+export const consoleFeature = { SIZE: 0, MULTIPORT: 1, EMERG_WRITE: 2 } as const;
 
 type BitTable = Readonly<Record<string, number>>;
 

@@ -117,12 +117,41 @@ export interface UsedBuffer {
   readonly writtenBytes: number;
 }
 
+/** Ring memory that the driver shares with the device; sizes and alignment by `ringBytes` and `ringAlign`. */
+export interface DriverRingMemory {
+  readonly desc: Uint8Array;
+  readonly driver: Uint8Array;
+  readonly device: Uint8Array;
+}
+
+/** Where the device finds the ring memory: u64 bus addresses. */
+export interface RingAddresses {
+  readonly descAddr: bigint;
+  readonly driverAddr: bigint;
+  readonly deviceAddr: bigint;
+}
+
+export interface DriverQueueSetup extends RingAddresses {
+  /** Entries, as `isQueueSize` permits. */
+  readonly size: number;
+  /** The negotiated bits. */
+  readonly features: FeatureSet;
+  readonly memory: DriverRingMemory;
+}
+
 /** The driver half of a queue. It does not trust the device. */
 export interface DriverQueue {
   readonly size: number;
   readonly freeDescriptors: number;
+  /** What the device must be told. */
+  readonly setup: DriverQueueSetup;
   /**
-   * Makes a chain of buffers ready; the device sees it after `kick`.
+   * For a notification when NOTIFICATION_DATA is negotiated, a u32: where the next chain will go. Packed: position in
+   * the ring, wrap counter in bit 31; split: the next value of the available index (virtio 1.3, 2.9).
+   */
+  readonly notificationData: number;
+  /**
+   * Makes a chain of buffers ready; the device is told of it by `kick`.
    * @returns a token that is unique among those outstanding, or undefined when there are too few free descriptors
    */
   add(

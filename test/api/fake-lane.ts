@@ -155,6 +155,8 @@ export class FakeLane implements Lane {
       queues: [],
       requests: 0,
       bytes: 0,
+      recovery: 'resume' as const,
+      dataPath: 'direct' as const,
     };
     bus.devices.set(spec.attachment, { spec, snapshot: { ...device, reason: null } });
     return { deviceNumber, deviceType };

@@ -50,9 +50,11 @@ function randomShape(prng: Prng): Shape {
   };
 }
 
+type WithBackend = (act: (backend: Backend) => Promise<void> | void, activate?: boolean) => Promise<void>;
+
 /** What every backend has to fulfil, whatever it serves (ports/backend.ts). */
 export function backendContract(name: string, makeBackend: () => Promise<Backend>): void {
-  const withBackend = async (act: (backend: Backend) => Promise<void> | void, activate = true): Promise<void> => {
+  const withBackend: WithBackend = async (act, activate = true) => {
     const backend = await makeBackend();
     if (activate) backend.activate((bit) => backend.description.featureBits.includes(bit));
     try {
@@ -62,84 +64,90 @@ export function backendContract(name: string, makeBackend: () => Promise<Backend
       await backend.close();
     }
   };
-
   describe(`backend contract: ${name}`, () => {
-    test('the description is sane, and constant', () =>
-      withBackend((backend) => {
-        const { description } = backend;
-        const { deviceType, uuid, featureBits, queueSizes, config, maxInFlight } = description;
-        assert.ok(Number.isInteger(deviceType) && deviceType > 0);
-        assert.equal(uuid.length, 16);
-        assert.ok(featureBits.every((bit) => (bit >= 0 && bit <= 23) || (bit >= 50 && bit <= 127)));
-        assert.equal(new Set(featureBits).size, featureBits.length);
-        assert.ok(queueSizes.length >= 1 && queueSizes.length <= 64);
-        assert.ok(queueSizes.every((size) => size >= 1 && size <= 1024 && (size & (size - 1)) === 0));
-        assert.ok(config.length <= 1024);
-        assert.ok(Number.isInteger(maxInFlight) && maxInFlight >= 1);
-        const copy = structuredClone(description);
-        backend.deactivate();
+    test('the description is sane, and constant', () => withBackend(describesItself));
+    requestTests(withBackend);
+    lifeTests(withBackend, makeBackend);
+  });
+}
+
+function describesItself(backend: Backend): void {
+  const { description } = backend;
+  const { deviceType, uuid, featureBits, queueSizes, config, maxInFlight } = description;
+  assert.ok(Number.isInteger(deviceType) && deviceType > 0);
+  assert.equal(uuid.length, 16);
+  assert.ok(featureBits.every((bit) => (bit >= 0 && bit <= 23) || (bit >= 50 && bit <= 127)));
+  assert.equal(new Set(featureBits).size, featureBits.length);
+  assert.ok(queueSizes.length >= 1 && queueSizes.length <= 64);
+  assert.ok(queueSizes.every((size) => size >= 1 && size <= 1024 && (size & (size - 1)) === 0));
+  assert.ok(config.length <= 1024);
+  assert.ok(Number.isInteger(maxInFlight) && maxInFlight >= 1);
+  const copy = structuredClone(description);
+  backend.deactivate();
+  backend.activate(() => false);
+  assert.deepEqual(backend.description, copy);
+}
+
+function requestTests(withBackend: WithBackend): void {
+  for (const [shapeName, shape] of Object.entries(hostileShapes)) {
+    test(`completes exactly once: ${shapeName}`, () =>
+      withBackend(async (backend) => {
+        const request = new TestRequest(shape.readable, shape.writable);
+        await run(backend, request);
+        await new Promise((resolve) => setImmediate(resolve));
+        assert.equal(request.completions, 1);
+        await run(backend, new TestRequest([blkHead(8, 0n)], [21]));
+      }));
+  }
+
+  test('any mixture of shapes is completed, with as many in flight as it takes', () =>
+    withBackend(async (backend) => {
+      const prng = new Prng(4711);
+      for (let round = 0; round < 40; round++) {
+        const count = Math.min(backend.description.maxInFlight, 8);
+        const requests = Array.from({ length: count }, () => randomShape(prng)).map(
+          ({ readable, writable }) => new TestRequest(readable, writable),
+        );
+        await Promise.all(requests.map((request) => run(backend, request)));
+      }
+    }));
+}
+
+function lifeTests(withBackend: WithBackend, makeBackend: () => Promise<Backend>): void {
+  test('a write to the configuration is applied or refused, never thrown', () =>
+    withBackend((backend) => {
+      const { config } = backend.description;
+      for (const [offset, length] of [
+        [0, 1],
+        [Math.max(0, config.length - 1), 1],
+        [0, config.length],
+      ] as const) {
+        assert.equal(typeof backend.writeConfig(offset, bytes(length)), 'boolean');
+      }
+    }));
+
+  test('it can be activated and deactivated any number of times', () =>
+    withBackend(async (backend) => {
+      for (let i = 0; i < 3; i++) {
         backend.activate(() => false);
-        assert.deepEqual(backend.description, copy);
-      }));
+        await run(backend, new TestRequest([blkHead(0, 0n)], [512, 1]));
+        backend.deactivate();
+      }
+    }, false));
 
-    for (const [shapeName, shape] of Object.entries(hostileShapes)) {
-      test(`completes exactly once: ${shapeName}`, () =>
-        withBackend(async (backend) => {
-          const request = new TestRequest(shape.readable, shape.writable);
-          await run(backend, request);
-          await new Promise((resolve) => setImmediate(resolve));
-          assert.equal(request.completions, 1);
-          await run(backend, new TestRequest([blkHead(8, 0n)], [21]));
-        }));
-    }
+  test('close resolves when nothing of it is at work any more', async () => {
+    const backend = await makeBackend();
+    backend.activate(() => false);
+    const requests = Array.from(
+      { length: Math.min(8, backend.description.maxInFlight) },
+      () => new TestRequest([blkHead(0, 0n)], [512, 1]),
+    );
+    for (const request of requests) backend.handle(request);
+    await backend.close();
+    assert.ok(requests.every((request) => request.completions === 1));
+  });
 
-    test('any mixture of shapes is completed, with as many in flight as it takes', () =>
-      withBackend(async (backend) => {
-        const prng = new Prng(4711);
-        for (let round = 0; round < 40; round++) {
-          const count = Math.min(backend.description.maxInFlight, 8);
-          const requests = Array.from({ length: count }, () => randomShape(prng)).map(
-            ({ readable, writable }) => new TestRequest(readable, writable),
-          );
-          await Promise.all(requests.map((request) => run(backend, request)));
-        }
-      }));
-
-    test('a write to the configuration is applied or refused, never thrown', () =>
-      withBackend((backend) => {
-        const { config } = backend.description;
-        for (const [offset, length] of [
-          [0, 1],
-          [Math.max(0, config.length - 1), 1],
-          [0, config.length],
-        ] as const) {
-          assert.equal(typeof backend.writeConfig(offset, bytes(length)), 'boolean');
-        }
-      }));
-
-    test('it can be activated and deactivated any number of times', () =>
-      withBackend(async (backend) => {
-        for (let i = 0; i < 3; i++) {
-          backend.activate(() => false);
-          await run(backend, new TestRequest([blkHead(0, 0n)], [512, 1]));
-          backend.deactivate();
-        }
-      }, false));
-
-    test('close resolves when nothing of it is at work any more', async () => {
-      const backend = await makeBackend();
-      backend.activate(() => false);
-      const requests = Array.from(
-        { length: Math.min(8, backend.description.maxInFlight) },
-        () => new TestRequest([blkHead(0, 0n)], [512, 1]),
-      );
-      for (const request of requests) backend.handle(request);
-      await backend.close();
-      assert.ok(requests.every((request) => request.completions === 1));
-    });
-
-    test('an unused one can be closed', async () => {
-      await (await makeBackend()).close();
-    });
+  test('an unused one can be closed', async () => {
+    await (await makeBackend()).close();
   });
 }

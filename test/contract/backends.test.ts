@@ -5,6 +5,9 @@ import path from 'node:path';
 import { after, test } from 'node:test';
 import { BlkBackend, openBlk } from '../../src/bridge/backend/blk.ts';
 import { openRng } from '../../src/bridge/backend/rng.ts';
+import { ShmBackend } from '../../src/bridge/backend/shm.ts';
+import { TemplateBackend } from '../../src/bridge/backend/template.ts';
+import { systemClock } from '../../src/kit/clock.ts';
 import { census } from '../../src/libc/census.ts';
 import { MemoryDisk } from '../support/bridge-disk.ts';
 import { CountingRandom } from '../support/bridge-fakes.ts';
@@ -30,8 +33,13 @@ class PatientDisk extends MemoryDisk {
 
 backendContract('blk on memory', async () => new BlkBackend(new PatientDisk(100_001), 'serial'));
 backendContract('blk on memory, read-only', async () => new BlkBackend(new PatientDisk(1, true), 'serial'));
-backendContract('blk on a file', () => openBlk({ path: image, readOnly: false, serial: 'file' }));
-backendContract('blk on a file, read-only', () => openBlk({ path: image, readOnly: true, serial: 'file' }));
+backendContract('blk on a file', () => openBlk({ path: image, readOnly: false, serial: 'file' }, host, systemClock));
+backendContract('blk on a file, read-only', () =>
+  openBlk({ path: image, readOnly: true, serial: 'file' }, host, systemClock),
+);
+backendContract('blk on memory, 16 queues', async () => new BlkBackend(new PatientDisk(8192), '', { queues: 16 }));
+backendContract('shm', async () => new ShmBackend(65536));
+backendContract('template', async () => new TemplateBackend('Hello'));
 backendContract('rng', () => openRng({ source: '/dev/urandom' }, new CountingRandom(), host));
 backendContract('rng on a device', () => openRng({ source: '/dev/zero' }, new CountingRandom(), host));
 

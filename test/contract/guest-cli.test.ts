@@ -27,6 +27,7 @@ before(async () => {
   await lane.call('openBus', {
     bus: 'b',
     transport: 'loopback',
+    role: 'driver',
     domid: 4,
     socketPath: at('bus'),
     socketMode: 0o600,

@@ -4,7 +4,7 @@ import { BlkBackend } from '../../src/bridge/backend/blk.ts';
 import { RngBackend } from '../../src/bridge/backend/rng.ts';
 import type { BackendHost } from '../../src/ports/backend.ts';
 import { blkRequestType, blkStatus, sectorBytes } from '../../src/virtio/blk.ts';
-import type { SplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import type { RingDriverQueue } from '../../src/virtio/rings.ts';
 import { status } from '../../src/virtio/status.ts';
 import { busEvents, busRequests } from '../../src/virtio-msg/bus-messages.ts';
 import { dialectD5, headerFault } from '../../src/virtio-msg/dialect.ts';
@@ -40,7 +40,7 @@ function rngBackend(random: Prng, later: Array<() => void>): RngBackend {
 /** A well-behaved guest on another bus: it must not notice anything. */
 class Neighbour {
   readonly bench = new Bench();
-  readonly #queue: SplitDriverQueue;
+  readonly #queue: RingDriverQueue;
   readonly #memory: FakeMemory;
   turns = 0;
 
@@ -257,7 +257,7 @@ class Attacker {
     const snapshot = this.bench.runtime.snapshot();
     assert.deepEqual([snapshot.regions, snapshot.regionBytes, snapshot.regionsDraining], [0, 0, 0]);
     for (const device of snapshot.devices) assert.deepEqual([device.status, device.queues], [0, []]);
-    for (const device of snapshot.devices) this.#count('chains', device.requests);
+    for (const device of snapshot.devices) this.#count('chains', device.requests ?? 0);
     this.#count('malformed', snapshot.counters.malformed);
     this.#count('dropped', snapshot.counters.dropped);
   }

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { QueueFault } from '../../src/virtio/queue.ts';
-import { openSplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import { openDriverQueue } from '../../src/virtio/rings.ts';
 import { writeU16, writeU32 } from '../../src/wire/bytes.ts';
 import { dataRange, makeRings, Prng } from '../support/virtqueue-pair.ts';
 
@@ -12,7 +12,7 @@ describe('hostile devices', () => {
     const rings = makeRings(8, { eventIdx: true });
     const { device, desc } = rings.driverSetup.memory;
     for (let run = 0; run < 30_000; run++) {
-      const driver = openSplitDriverQueue(rings.driverSetup);
+      const driver = openDriverQueue(rings.driverSetup);
       /** Token -> writable bytes, of chains that the device was shown. */
       const exposed = new Map<number, number>();
       const hidden = new Map<number, number>();

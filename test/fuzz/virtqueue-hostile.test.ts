@@ -4,7 +4,7 @@ import { limits } from '../../src/kit/limits.ts';
 import type { Access, Lease, TranslateFault } from '../../src/ports/memory.ts';
 import { feature } from '../../src/virtio/features.ts';
 import { type Chain, QueueFault, type QueueSetup } from '../../src/virtio/queue.ts';
-import { openSplitDeviceQueue } from '../../src/virtio/split/device-queue.ts';
+import { openDeviceQueue } from '../../src/virtio/rings.ts';
 import { splitRingBytes } from '../../src/virtio/split/ring.ts';
 import { writeU16, writeU32 } from '../../src/wire/bytes.ts';
 import { TestArea, TestMemory } from '../support/virtqueue-memory.ts';
@@ -208,7 +208,7 @@ function oneGuest(world: World, count: (outcome: string) => void): void {
     for (let n = random.below(4); n >= 0; n--) mutate(world);
   }
 
-  const queue = openSplitDeviceQueue(setup, memory);
+  const queue = openDeviceQueue(setup, memory);
   assert.ok(!(queue instanceof QueueFault));
   const held: Chain[] = [];
   const owned = new Set<number>();
@@ -280,7 +280,7 @@ describe('hostile drivers', () => {
       world.rings.bytes.fill(0);
       world.memory.onTranslate = undefined;
       writeValid(world, true);
-      const queue = openSplitDeviceQueue(setup, world.memory);
+      const queue = openDeviceQueue(setup, world.memory);
       assert.ok(!(queue instanceof QueueFault));
       world.memory.onTranslate = () => mutate(world);
       for (let turns = 0; turns < 8; turns++) {
@@ -319,7 +319,7 @@ describe('hostile drivers', () => {
         driverAddr: random.chance(0.6) ? world.setup.driverAddr : anywhere() | BigInt(random.below(2)),
         deviceAddr: random.chance(0.6) ? world.setup.deviceAddr : anywhere(),
       };
-      const queue = openSplitDeviceQueue(setup, world.memory);
+      const queue = openDeviceQueue(setup, world.memory);
       const reason = queue instanceof QueueFault ? queue.reason : 'open';
       assert.equal(reason, naiveOpen(world.memory, setup));
       outcomes.set(reason, (outcomes.get(reason) ?? 0) + 1);

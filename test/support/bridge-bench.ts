@@ -4,7 +4,7 @@ import type { LaneEvent } from '../../src/bridge/lane/protocol.ts';
 import type { Backend } from '../../src/ports/backend.ts';
 import type { ResumeClaim } from '../../src/ports/bus.ts';
 import { FeatureSet, feature } from '../../src/virtio/features.ts';
-import { openSplitDriverQueue, type SplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import { openDriverQueue, type RingDriverQueue } from '../../src/virtio/rings.ts';
 import { splitRingBytes } from '../../src/virtio/split/ring.ts';
 import { status } from '../../src/virtio/status.ts';
 import type { BusRequest, BusResponse } from '../../src/virtio-msg/bus-messages.ts';
@@ -36,7 +36,7 @@ export interface BenchOptions {
   readonly store?: FakeStore;
 }
 
-export const noClaim: ResumeClaim = { epoch: 0n, token: new Uint8Array(16) };
+const noClaim: ResumeClaim = { epoch: 0n, token: new Uint8Array(16) };
 const ready = status.ACKNOWLEDGE | status.DRIVER;
 export const featuresOk = ready | status.FEATURES_OK;
 export const driverOk = featuresOk | status.DRIVER_OK;
@@ -46,13 +46,7 @@ type RequestBody<N> = Extract<TransportRequest | BusRequest, { name: N }>['body'
 type ResponseBody<N> = Extract<TransportResponse | BusResponse, { name: N }>['body'];
 type RequestName = (TransportRequest | BusRequest)['name'];
 
-export const busNames: ReadonlySet<string> = new Set([
-  'GET_DEVICES',
-  'PING',
-  'REGION_ADD',
-  'REGION_DEL',
-  'QUEUE_NOTIFY',
-]);
+const busNames: ReadonlySet<string> = new Set(['GET_DEVICES', 'PING', 'REGION_ADD', 'REGION_DEL', 'QUEUE_NOTIFY']);
 
 /** Decodes a frame as a careful guest does. */
 export function parseFrame(frame: Uint8Array): Seen {
@@ -220,18 +214,18 @@ export class Bench {
   }
 
   /** Configures and enables a queue whose rings lie at the start of an area. */
-  enableQueue(area: number, memory: FakeMemory, options: QueueOptions = {}): SplitDriverQueue {
+  enableQueue(area: number, memory: FakeMemory, options: QueueOptions = {}): RingDriverQueue {
     const { index = 0, size = 8, device = 0, extra = [] } = options;
     const setup = ringSetup(area, memory, size, extra);
     const { descAddr, driverAddr, deviceAddr } = setup;
     const flags = setVqueueFlags.enable;
     this.ask('SET_VQUEUE', { index, flags, size, reserved: 0, descAddr, driverAddr, deviceAddr }, device);
     assert.equal(this.ask('GET_VQUEUE', { index }, device).flags, 1, 'the queue is enabled');
-    return openSplitDriverQueue(setup);
+    return openDriverQueue(setup);
   }
 
   /** From reset to DRIVER_OK with one queue in area 1. */
-  start(options: QueueOptions = {}): { queue: SplitDriverQueue; memory: FakeMemory } {
+  start(options: QueueOptions = {}): { queue: RingDriverQueue; memory: FakeMemory } {
     const { device = 0, extra = [], area = 1 } = options;
     const memory = this.addRegion(area);
     this.negotiate(device, extra);

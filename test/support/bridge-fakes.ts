@@ -166,7 +166,7 @@ export class FakeCall implements CallTarget {
 }
 
 /** Memories, kicks and calls by reference, as if a guest had sent them. */
-export class FakeResources implements GuestResources {
+class FakeResources implements GuestResources {
   readonly memories = new Map<number, FakeMemory | ErrnoName>();
   readonly kicks = new Map<number, { onKick: (() => void) | undefined; closed: boolean }>();
   readonly calls = new Map<number, FakeCall>();
@@ -199,6 +199,10 @@ export class FakeResources implements GuestResources {
     return this.calls.get(reference) ?? 'ENOENT';
   }
 
+  give(): number | ErrnoName {
+    return 'EOPNOTSUPP';
+  }
+
   discard(reference: number): void {
     this.discarded.push(reference);
   }
@@ -209,6 +213,7 @@ export class FakeConnection implements GuestConnection {
   readonly resources = new FakeResources();
   readonly admission: Admission;
   readonly maxMessageSize: number;
+  readonly outOfBandKicks = true;
   closed = false;
   #listener: (() => void) | undefined;
 

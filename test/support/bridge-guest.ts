@@ -6,7 +6,7 @@ import { createMemfd } from '../../src/libc/memfd.ts';
 import { Messenger, type Received } from '../../src/libc/messenger.ts';
 import { connectUnix } from '../../src/libc/unix-socket.ts';
 import { FeatureSet } from '../../src/virtio/features.ts';
-import { openSplitDriverQueue, type SplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import { openDriverQueue, type RingDriverQueue } from '../../src/virtio/rings.ts';
 import { splitRingBytes } from '../../src/virtio/split/ring.ts';
 import type { BusRequest, BusResponse } from '../../src/virtio-msg/bus-messages.ts';
 import { type CanonicalMessage, dialectD5 } from '../../src/virtio-msg/dialect.ts';
@@ -46,8 +46,8 @@ export const goodHello: Hello = {
   features: 3,
   dialects: 1 << 5,
   maxMessageSize: 264,
+  role: 0,
   reserved: 0,
-  reserved2: 0,
   resumeEpoch: 0n,
   resumeToken: new Uint8Array(16),
 };
@@ -250,7 +250,7 @@ export class RawGuest {
   }
 
   /** From reset to DRIVER_OK with queue 0 at the start of an area. */
-  async start(device: number, area: number, memory: Mapping, size = 8): Promise<SplitDriverQueue> {
+  async start(device: number, area: number, memory: Mapping, size = 8): Promise<RingDriverQueue> {
     const set = async (value: number): Promise<void> => {
       assert.equal((await this.ask('SET_DEVICE_STATUS', { status: value }, device)).status, value);
     };
@@ -264,7 +264,7 @@ export class RawGuest {
     const addresses = { descAddr: at(0), driverAddr: at(driverAt), deviceAddr: at(deviceAt) };
     await this.ask('SET_VQUEUE', { index: 0, flags: 1, size, reserved: 0, ...addresses }, device);
     await set(15);
-    return openSplitDriverQueue({
+    return openDriverQueue({
       size,
       features,
       ...addresses,

@@ -39,6 +39,7 @@ export function openClockedBus() {
       socketMode: 0o600,
       admittedUids: [process.getuid?.() ?? 0],
       domid: 1,
+      role: 'driver',
       maxMessageSizeBytes: 64,
       ringMaxBytes: 65536,
       revision: 1,
@@ -90,6 +91,7 @@ export class LaneRig {
     return {
       bus: 'bus',
       transport: 'loopback',
+      role: 'driver',
       domid: 7,
       socketPath: this.socketPath,
       socketMode: 0o600,

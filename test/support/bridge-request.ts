@@ -19,18 +19,21 @@ const surrounding = (part: Uint8Array): Uint8Array[] => [
 
 /** A request as a queue makes it, that checks how the backend treats it. */
 export class TestRequest implements BackendRequest {
-  readonly queue = 0;
+  readonly queue: number;
   readonly readable: readonly Uint8Array[];
   readonly writable: readonly Uint8Array[];
   readonly readableBytes: number;
   readonly writableBytes: number;
   readonly done: Promise<number>;
   completions = 0;
+  /** It was given back without an answer. */
+  released = false;
   readonly #before: readonly Uint8Array[];
   #resolve: (writtenBytes: number) => void = () => {};
 
   /** @param writable lengths of the parts; they are filled with 0xaa */
-  constructor(readable: readonly Uint8Array[], writable: readonly number[]) {
+  constructor(readable: readonly Uint8Array[], writable: readonly number[], queue = 0) {
+    this.queue = queue;
     this.readable = readable.map(guarded);
     this.writable = writable.map((length) => guarded(new Uint8Array(length).fill(0xaa)));
     this.readableBytes = readable.reduce((sum, part) => sum + part.length, 0);
@@ -56,6 +59,11 @@ export class TestRequest implements BackendRequest {
       );
     }
     this.#resolve(writtenBytes);
+  }
+
+  release(): void {
+    this.released = true;
+    this.complete(0);
   }
 
   /** All writable bytes in one. */

@@ -3,7 +3,7 @@ import { type AddressSpace, TranslateFault } from '../../src/ports/memory.ts';
 import { blkConfig, blkRequestHead, blkRequestType, blkStatus } from '../../src/virtio/blk.ts';
 import { FeatureSet, feature } from '../../src/virtio/features.ts';
 import { type Chain, type DeviceQueue, QueueFault } from '../../src/virtio/queue.ts';
-import { openSplitDeviceQueue } from '../../src/virtio/split/device-queue.ts';
+import { openDeviceQueue } from '../../src/virtio/rings.ts';
 import { status } from '../../src/virtio/status.ts';
 import type { CanonicalMessage } from '../../src/virtio-msg/dialect.ts';
 import type { MessageHeader } from '../../src/virtio-msg/header.ts';
@@ -193,7 +193,7 @@ export class PeerBus {
 
   #openQueue(): DeviceQueue {
     const features = FeatureSet.fromBlocks(this.driverFeatures);
-    const queue = openSplitDeviceQueue({ ...this.queueSetup, features }, this.#space);
+    const queue = openDeviceQueue({ ...this.queueSetup, features }, this.#space);
     if (queue instanceof QueueFault) throw new Error(queue.detail);
     return queue;
   }

@@ -50,9 +50,14 @@ export class SimDisk {
     return {
       sizeBytes: this.bytes.length,
       readOnly: this.readOnly,
+      blockBytes: sectorBytes,
+      canPunch: !this.readOnly,
       read: (parts, offset, done) => this.#later(process, done, () => copyOut(this.bytes, parts, offset)),
       write: (parts, offset, done) => this.#write(process, parts, offset, done),
+      punch: (offset, length, done) => this.#write(process, [new Uint8Array(length)], offset, done),
+      zero: (offset, length, done) => this.#write(process, [new Uint8Array(length)], offset, done),
       datasync: (done) => this.#sync(process, done),
+      refresh: (done) => done(null),
       close: async () => {
         process.touch();
         this.#loop.check(this.#inFlight === 0, `${this.name} was closed with ${this.#inFlight} operations in flight`);

@@ -73,6 +73,8 @@ export class SimGuest implements SimCaller {
   #connection: SimConnection | undefined;
   #connecting = false;
   #adopting = false;
+  /** A new connection does not know the regions yet. */
+  #isAnnouncing = false;
   #admission: Admission | undefined;
   #producer: RingProducer | undefined;
   #consumer: RingConsumer | undefined;
@@ -155,6 +157,7 @@ export class SimGuest implements SimCaller {
   async #adopt(resumed: boolean): Promise<void> {
     const connection = this.#connection;
     this.#adopting = true;
+    this.#isAnnouncing = true;
     // The connection may be replaced before they are repeated: then the next one does it.
     for (const pending of this.#pending.values()) {
       pending.deadline.cancelled = true;
@@ -167,6 +170,7 @@ export class SimGuest implements SimCaller {
     if (!resumed) for (const pending of this.#held.splice(0)) pending.resolve({ kind: 'lost' });
     for (const [area, bytes] of this.#areas) await this.addRegion(area, bytes);
     if (this.#connection !== connection) return;
+    this.#isAnnouncing = false;
     for (const pending of this.#held.splice(0)) this.#repeat(pending);
     for (const [number, driver] of this.drivers) if (this.identify(number) !== driver.identity) this.#removed(number);
     await Promise.all([...this.drivers.values()].map((driver) => driver.reconnected(resumed)));
@@ -213,8 +217,10 @@ export class SimGuest implements SimCaller {
 
   request(device: number, message: Request): Promise<SimOutcome> {
     return new Promise((resolve) => {
+      const pending = { device, message, resolve, token: 0, deadline: { cancelled: true } };
       if (this.#connection === undefined) resolve({ kind: 'lost' });
-      else this.#issue({ device, message, resolve, token: 0, deadline: { cancelled: true } });
+      else if (this.#isAnnouncing && !(message.name in busRequests)) this.#held.push(pending);
+      else this.#issue(pending);
     });
   }
 
@@ -250,6 +256,8 @@ export class SimGuest implements SimCaller {
   }
 
   notify(device: number, queue: number): void {
+    // The service could not reach the queue yet; each driver notifies when it resumes.
+    if (this.#isAnnouncing) return;
     this.#send({ kind: 'event', name: 'EVENT_AVAIL', body: { index: queue, next: 0 } }, device, 0);
   }
 

@@ -1,5 +1,5 @@
 import type { IndirectTable } from '../../src/virtio/queue.ts';
-import type { DriverRingMemory } from '../../src/virtio/split/driver-queue.ts';
+import type { DriverRingMemory } from '../../src/virtio/queue.ts';
 import type { SimGuest } from './sim-guest.ts';
 
 /** Memory for one request: an indirect table and room for buffers. */
@@ -124,7 +124,7 @@ export class SimMemory {
     this.#free.push(...kept);
     const outcome = await this.#guest.removeRegion(area.id);
     // What is still unanswered in there can only end with a fault of the device, or has ended just now.
-    if (outcome === 'gone' && ![...this.#used].some((slot) => slot.area === area.id)) {
+    if (outcome === 'gone') {
       area.bytes.fill(canary);
       this.#bury(area);
     }
@@ -140,6 +140,11 @@ export class SimMemory {
   #bury(area: Area): void {
     this.#areas.splice(this.#areas.indexOf(area), 1);
     this.#graves.push(area);
+  }
+
+  /** Whether the memory of a request was taken back before its end was seen: what is in it is lost. */
+  isTakenBack(slot: SimSlot): boolean {
+    return this.#graves.some((area) => area.id === slot.area);
   }
 
   /** Whether memory that was taken back has changed since. */

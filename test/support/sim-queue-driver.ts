@@ -1,6 +1,6 @@
 import { FeatureSet, feature } from '../../src/virtio/features.ts';
 import { type BufferRange, QueueFault } from '../../src/virtio/queue.ts';
-import { openSplitDriverQueue, type SplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import { openDriverQueue, type RingDriverQueue } from '../../src/virtio/rings.ts';
 import { splitRingBytes } from '../../src/virtio/split/ring.ts';
 import { status } from '../../src/virtio/status.ts';
 import { setVqueueFlags, type TransportRequest, vqueueEnabled } from '../../src/virtio-msg/transport-messages.ts';
@@ -44,7 +44,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
   queueResets = 0;
   resumes = 0;
   #phase: 'starting' | 'running' | 'queue-reset' | 'gone' = 'starting';
-  #queue: SplitDriverQueue | undefined;
+  #queue: RingDriverQueue | undefined;
   #queueSize = 0;
   readonly #outstanding = new Map<number, SimIo>();
   #kick: { kind: 'kick'; listener: (() => void) | undefined; pending: boolean } | undefined;
@@ -52,6 +52,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
   /** Counts what excuses a set-up that fails. */
   #disturbances = 0;
   #reconnections = 0;
+  #isResuming = false;
   #lastDisturbanceMs = 0;
   #endServing: (() => void) | undefined;
   #unpublished = false;
@@ -124,6 +125,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     // Another device may have the number by now.
     if (this.isGone) throw new Aborted('the device is gone');
     const outcome = await this.guest.request(this.deviceNumber, { kind: 'request', ...message } as TransportRequest);
+    if (this.isGone) throw new Aborted('the device is gone');
     if (outcome.kind === 'response') return outcome.body;
     // A lost connection and a device that is gone excuse; so does a service that gave up a slow reset of a queue.
     this.#disturbed();
@@ -214,7 +216,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
   #openQueue(): void {
     const { descAddr, driverAddr, deviceAddr } = this.memory;
     const bytes = splitRingBytes(this.#queueSize);
-    this.#queue = openSplitDriverQueue({
+    this.#queue = openDriverQueue({
       size: this.#queueSize,
       features: this.features,
       descAddr,
@@ -232,8 +234,8 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     const references = { kick: this.guest.reference(kick), call: this.guest.reference(call) };
     const body = { device: this.deviceNumber, flags: 3, queue: 0, ...references };
     const outcome = await this.guest.request(0, { kind: 'request', name: 'QUEUE_NOTIFY', body });
-    if (outcome.kind !== 'response') this.#disturbed();
-    this.#require(outcome.kind === 'response' && outcome.body.errno === 0, 'QUEUE_NOTIFY was refused');
+    if (outcome.kind !== 'response' || this.isGone) this.#disturbed();
+    this.#require(!this.isGone && outcome.kind === 'response' && outcome.body.errno === 0, 'QUEUE_NOTIFY was refused');
     this.#kick = kick;
   }
 
@@ -299,6 +301,8 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
   }
 
   async #status(): Promise<void> {
+    // Whether the device was kept is being found out.
+    if (this.#isResuming) return;
     try {
       const before = this.#disturbances;
       const found = (await this.ask({ name: 'GET_DEVICE_STATUS', body: {} })).status;
@@ -357,14 +361,14 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     this.#publish(queue);
   }
 
-  #add(queue: SplitDriverQueue, { io, readable, writable }: SimChain): number | undefined {
+  #add(queue: RingDriverQueue, { io, readable, writable }: SimChain): number | undefined {
     const indirect = this.features.has(feature.INDIRECT_DESC) && this.guest.loop.random.chance(0.5);
     const count = readable.length + writable.length;
     if (!indirect && count > queue.size) return undefined;
     return queue.add(readable, writable, indirect ? { indirect: io.slot.table } : {});
   }
 
-  #publish(queue: SplitDriverQueue): void {
+  #publish(queue: RingDriverQueue): void {
     if (!this.#unpublished) return;
     this.#unpublished = false;
     if (queue.kick()) this.#notify();
@@ -391,7 +395,9 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     const io = this.#outstanding.get(token)!;
     this.#outstanding.delete(token);
     this.completed += 1;
-    const wrong = io.complete(writtenBytes);
+    const isLost = this.memory.isTakenBack(io.slot);
+    if (isLost) io.abandon();
+    const wrong = isLost ? undefined : io.complete(writtenBytes);
     if (wrong !== undefined) this.fault(wrong);
     this.memory.give(io.slot);
   }
@@ -422,6 +428,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     this.#kick = undefined;
     if (!kept) this.end();
     if (this.#phase !== 'running') return;
+    this.#isResuming = true;
     try {
       const value = (await this.ask({ name: 'GET_DEVICE_STATUS', body: {} })).status as number;
       if (this.#phase !== 'running') return;
@@ -436,6 +443,8 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     } catch (error) {
       if (!(error instanceof Aborted)) throw error;
       this.end();
+    } finally {
+      this.#isResuming = false;
     }
   }
 

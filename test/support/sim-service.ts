@@ -1,8 +1,11 @@
 import { BlkBackend } from '../../src/bridge/backend/blk.ts';
 import { type EntropySource, RngBackend } from '../../src/bridge/backend/rng.ts';
+import { ShmBackend } from '../../src/bridge/backend/shm.ts';
+import { TemplateBackend } from '../../src/bridge/backend/template.ts';
 import { BusRuntime } from '../../src/bridge/bus/runtime.ts';
 import { LaneCore } from '../../src/bridge/lane/core.ts';
 import type { LaneAttachSpec, LaneEvent, LaneSnapshot } from '../../src/bridge/lane/protocol.ts';
+import { VmsgError } from '../../src/kit/errors.ts';
 import { limits } from '../../src/kit/limits.ts';
 import { dialectD5 } from '../../src/virtio-msg/dialect.ts';
 import type { SimDisk } from './sim-disk.ts';
@@ -57,7 +60,15 @@ export class SimService {
           await loop.sleep(process, loop.random.below(5));
           return new BlkBackend(this.#disks.get(spec.path)!.open(process), spec.serial);
         },
+        console: async () => {
+          throw new VmsgError('backend-unusable', 'no terminals and sockets here');
+        },
         rng: async (_spec, host) => new RngBackend(this.#entropy(), host),
+        shm: async ({ bytes }) => new ShmBackend(bytes),
+        template: async ({ greeting }) => new TemplateBackend(greeting),
+      },
+      makeUpstream: () => {
+        throw new VmsgError('unavailable', 'no other bridges here');
       },
       makeBus: (spec, emit) => {
         const bus = buses.find((candidate) => candidate.name === spec.bus)!;
@@ -181,6 +192,7 @@ export class SimService {
 const busSpec = (bus: SimBus) => ({
   bus: bus.name,
   transport: 'loopback' as const,
+  role: 'driver' as const,
   domid: 1,
   socketPath: bus.name,
   socketMode: 0o600,

@@ -156,6 +156,7 @@ export class SimTransport implements BusTransport {
 export class SimConnection implements GuestConnection {
   readonly resources: GuestResources;
   readonly maxMessageSize: number;
+  readonly outOfBandKicks = true;
   readonly #loop: SimLoop;
   readonly #transport: SimTransport;
   readonly #caller: SimCaller;
@@ -291,7 +292,7 @@ class SimPort implements BusPort {
 
   #pause(): void {
     this.#process.touch();
-    if (this.#caller.process.alive && this.#loop.random.chance(0.1)) this.#caller.preempt();
+    if (this.#caller.process.alive && this.#loop.random.chance(0.2)) this.#caller.preempt();
   }
 
   receive(target: Uint8Array): 'message' | 'empty' | 'broken' {
@@ -386,6 +387,10 @@ class SimResources implements GuestResources {
     if (typeof call === 'string') return call;
     const ring = () => void this.#loop.at(this.#caller.process, this.#loop.random.below(1000) / 1000, call.ring);
     return { ring, close: this.#process.hold('call').close };
+  }
+
+  give(): number | ErrnoName {
+    return 'EOPNOTSUPP';
   }
 
   discard(reference: number): void {

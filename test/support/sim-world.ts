@@ -156,6 +156,7 @@ export class SimWorld {
     while (this.loop.steps < steps && this.#goesOn()) {
       if (this.loop.random.chance(0.01)) this.#disturb();
       this.#revive();
+      if (this.loop.random.chance(0.02)) void this.#inspect();
       await this.loop.step();
     }
     await this.#makePeace();
@@ -165,6 +166,15 @@ export class SimWorld {
 
   #goesOn(): boolean {
     return this.loop.violation === undefined;
+  }
+
+  /** Who is connected, as the service tells, is connected. */
+  async #inspect(): Promise<void> {
+    for (const bus of (await this.#service.inspect())?.buses ?? []) {
+      const agrees = (bus.state === 'connected') === (bus.peer !== null);
+      this.loop.check(agrees, `bus ${bus.bus} is ${bus.state} and has ${bus.peer === null ? 'no' : 'a'} guest`);
+      this.loop.check(bus.peer !== null || bus.regions === 0, `bus ${bus.bus} has regions of a guest that is gone`);
+    }
   }
 
   #revive(): void {

@@ -1,14 +1,9 @@
 import assert from 'node:assert/strict';
 import { FeatureSet, feature } from '../../src/virtio/features.ts';
+import { type RingLayout, ringBytes } from '../../src/virtio/geometry.ts';
 import type { InflightLog } from '../../src/virtio/inflight.ts';
-import { type DeviceQueue, QueueFault, type QueueSetup } from '../../src/virtio/queue.ts';
-import { openSplitDeviceQueue } from '../../src/virtio/split/device-queue.ts';
-import {
-  type DriverQueueSetup,
-  openSplitDriverQueue,
-  type SplitDriverQueue,
-} from '../../src/virtio/split/driver-queue.ts';
-import { splitRingBytes } from '../../src/virtio/split/ring.ts';
+import { type DeviceQueue, type DriverQueueSetup, QueueFault, type QueueSetup } from '../../src/virtio/queue.ts';
+import { openDeviceQueue, openDriverQueue, type RingDriverQueue } from '../../src/virtio/rings.ts';
 import { type AreaOptions, TestArea, TestMemory } from './virtqueue-memory.ts';
 
 /** A small generator with a seed (mulberry32): the same numbers on every run. */
@@ -53,7 +48,24 @@ export interface Rings {
   readonly driverSetup: DriverQueueSetup;
 }
 
+/** The kinds of queue that every suite runs on. */
+export interface RingKind {
+  readonly name: string;
+  readonly layout: RingLayout;
+  readonly inOrder: boolean;
+}
+
+export const ringKinds: readonly RingKind[] = [
+  { name: 'split', layout: 'split', inOrder: false },
+  { name: 'split in order', layout: 'split', inOrder: true },
+  { name: 'packed', layout: 'packed', inOrder: false },
+  { name: 'packed in order', layout: 'packed', inOrder: true },
+];
+
 export interface RingOptions {
+  /** Split by default. */
+  readonly layout?: RingLayout;
+  readonly inOrder?: boolean;
   readonly indirect?: boolean;
   readonly eventIdx?: boolean;
   readonly dataBytes?: number;
@@ -66,8 +78,11 @@ export function makeRings(size: number, options: RingOptions = {}): Rings {
   const bits: number[] = [feature.VERSION_1];
   if (options.indirect === true) bits.push(feature.INDIRECT_DESC);
   if (options.eventIdx === true) bits.push(feature.EVENT_IDX);
+  const layout = options.layout ?? 'split';
+  if (layout === 'packed') bits.push(feature.RING_PACKED);
+  if (options.inOrder === true) bits.push(feature.IN_ORDER);
   const features = FeatureSet.of(...bits);
-  const bytes = splitRingBytes(size);
+  const bytes = ringBytes(layout, size);
   const driverAt = bytes.desc;
   const deviceAt = (driverAt + bytes.driver + 3) & ~3;
   const host = options.allocate === undefined ? {} : { allocate: options.allocate };
@@ -105,19 +120,19 @@ export const dataRange = (offset: number, length: number): { hi: number; lo: num
 });
 
 export function openDevice(rings: Rings, log?: InflightLog): DeviceQueue {
-  const queue = openSplitDeviceQueue(rings.setup, rings.memory, log);
+  const queue = openDeviceQueue(rings.setup, rings.memory, log);
   assert.ok(!(queue instanceof QueueFault), 'the queue opens');
   return queue;
 }
 
 export interface Pair extends Rings {
-  readonly driver: SplitDriverQueue;
+  readonly driver: RingDriverQueue;
   readonly device: DeviceQueue;
 }
 
 export function makePair(size: number, options: RingOptions = {}): Pair {
   const rings = makeRings(size, options);
-  const driver = openSplitDriverQueue(rings.driverSetup);
+  const driver = openDriverQueue(rings.driverSetup);
   return { ...rings, driver, device: openDevice(rings) };
 }
 

@@ -1,15 +1,16 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { BlkBackend, openBlk } from '../../src/bridge/backend/blk.ts';
+import { systemClock } from '../../src/kit/clock.ts';
 import { limits } from '../../src/kit/limits.ts';
 import { blkConfig, blkRequestType, blkStatus } from '../../src/virtio/blk.ts';
 import { blkFeature } from '../../src/virtio/features.ts';
 import { type Decoded, decode } from '../../src/wire/layout.ts';
 import { Bench, buffer } from '../support/bridge-bench.ts';
-import { blk, blkHead, MemoryDisk, withFlush, writeThrough } from '../support/bridge-disk.ts';
+import { blk, blkHead, MemoryDisk, rangeBytes, withFlush, writeThrough } from '../support/bridge-disk.ts';
 import { run, split, TestRequest } from '../support/bridge-request.ts';
 
-const { IN, OUT, FLUSH, GET_ID } = blkRequestType;
+const { IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES } = blkRequestType;
 const { OK, IOERR, UNSUPP } = blkStatus;
 
 function make(sizeBytes: number, readOnly = false): { disk: MemoryDisk; device: BlkBackend } {
@@ -125,14 +126,14 @@ describe('blk: requests', () => {
     device.activate(withFlush);
     const { data } = await blk(device, [blkHead(GET_ID, 0n)], [20, 1]);
     assert.equal(Buffer.from(data).toString('latin1'), 'x'.repeat(20));
-    await assert.rejects(openBlk({ path: '/nowhere', readOnly: true, serial: 'ü'.repeat(11) }), {
-      code: 'invalid-request',
-    });
+    const host = { configChanged() {}, failed() {} };
+    const spec = { path: '/nowhere', readOnly: true, serial: 'ü'.repeat(11) };
+    await assert.rejects(openBlk(spec, host, systemClock), { code: 'invalid-request' });
   });
 
   test('unknown and not offered types are UNSUPP', async () => {
     const { disk, device } = make(4096);
-    for (const type of [2, 3, 5, 11, 13, 14, 0x7fffffff, 0x80000000, 0xffffffff]) {
+    for (const type of [2, 3, 5, 10, 12, 14, 15, 24, 0x7fffffff, 0x80000000, 0xffffffff]) {
       assert.equal((await blk(device, [blkHead(type, 0n)], [1])).status, UNSUPP);
     }
     assert.deepEqual(disk.log, []);
@@ -147,8 +148,13 @@ describe('blk: requests', () => {
     assert.deepEqual(disk.log, ['read 0 512', 'read 0 512 done']);
   });
 
-  test('the configuration cannot be written', () => {
-    assert.equal(make(512).device.writeConfig(), false);
+  test('a read-only disk has nothing to erase and no cache mode', async () => {
+    const { disk, device } = make(4096, true);
+    for (const type of [DISCARD, WRITE_ZEROES]) {
+      assert.equal((await blk(device, [blkHead(type, 0n), rangeBytes({ sector: 0, sectors: 1 })], [1])).status, UNSUPP);
+    }
+    assert.equal(device.writeConfig(blkConfig.at.writeback, Uint8Array.of(0)), false);
+    assert.deepEqual(disk.log, []);
   });
 });
 

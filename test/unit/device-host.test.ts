@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { limits } from '../../src/kit/limits.ts';
 import { feature } from '../../src/virtio/features.ts';
-import type { SplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import type { RingDriverQueue } from '../../src/virtio/rings.ts';
 import { status } from '../../src/virtio/status.ts';
 import { FakeBackend, type FakeBackendOptions } from '../support/bridge-backend.ts';
 import { Bench, buffer, driverOk } from '../support/bridge-bench.ts';
@@ -16,7 +16,7 @@ function bench(backend: FakeBackendOptions = {}): { b: Bench; device: FakeBacken
 }
 
 /** Makes one request available that the backend holds. */
-function hold(b: Bench, queue: SplitDriverQueue, slot = 0): void {
+function hold(b: Bench, queue: RingDriverQueue, slot = 0): void {
   queue.add([buffer(1, slot)], [buffer(1, slot + 1)]);
   queue.kick();
   b.available();

@@ -16,6 +16,7 @@ const model: DeviceModel = {
   featureBlockCount: 2,
   queueMaxSizes: [16, 0, 2048],
   maxMessageSize: 64,
+  sharedMemory: new Map(),
 };
 const ringReset = 1 << (feature.RING_RESET - 32);
 

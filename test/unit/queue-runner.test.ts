@@ -28,6 +28,8 @@ class Rig implements QueueRunnerOwner {
     else this.held.push(request);
   }
 
+  cancel(): void {}
+
   notifyUsed(): void {
     this.used += 1;
   }

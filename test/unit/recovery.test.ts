@@ -10,7 +10,9 @@ import { DeviceRecovery, recoveryBytes } from '../../src/device/recovery.ts';
 import { initialState } from '../../src/device/state.ts';
 import { census } from '../../src/libc/census.ts';
 import type { RecoveryMemory } from '../../src/ports/recovery.ts';
+import { limits } from '../../src/kit/limits.ts';
 import { FeatureSet, feature } from '../../src/virtio/features.ts';
+import type { SplitInflightLog } from '../../src/virtio/split/inflight.ts';
 import { CountingRandom } from '../support/bridge-fakes.ts';
 import { Prng } from '../support/virtqueue-pair.ts';
 
@@ -23,6 +25,7 @@ const model: DeviceModel = {
   featureBlockCount: 4,
   queueMaxSizes: [16, 8],
   maxMessageSize: 64,
+  sharedMemory: new Map(),
 };
 const config = Uint8Array.from({ length: 40 }, (_, i) => i);
 
@@ -54,7 +57,7 @@ describe('device recovery', () => {
     new DeviceRecovery(file, identity, 2).save(running);
     const again = new DeviceRecovery(file, identity, 2).load(model, config);
     assert.deepEqual(plain(again?.state), plain(running));
-    assert.equal(again?.configChanged, false);
+    assert.deepEqual(again?.savedConfig, config);
   });
 
   test('the newest of many saves counts', () => {
@@ -93,7 +96,7 @@ describe('device recovery', () => {
     const changed = config.slice();
     changed[3] = 99;
     const result = again.load(model, changed);
-    assert.equal(result?.configChanged, true);
+    assert.deepEqual(result?.savedConfig, config);
     assert.deepEqual(result?.state.config, changed);
   });
 
@@ -127,20 +130,27 @@ describe('device recovery', () => {
     }
   });
 
+  const splitLog = (recovery: DeviceRecovery, index: number, size: number) =>
+    recovery.log(index, 'split', size) as SplitInflightLog;
+
   test('the in-flight logs are those of their queue, and end with clear', () => {
     const file = memory();
     const recovery = new DeviceRecovery(file, identity, 2);
     recovery.save(running);
-    recovery.log(0, 16).start();
-    recovery.log(1, 8).start();
-    recovery.log(0, 16).taken(3);
+    splitLog(recovery, 0, 16).start();
+    splitLog(recovery, 1, 8).start();
+    splitLog(recovery, 0, 16).taken(3);
     const again = new DeviceRecovery(memory(file.bytes.slice()), identity, 2);
-    assert.deepEqual(again.log(0, 16).recover(0), [3]);
-    assert.deepEqual(again.log(1, 8).recover(0), []);
-    assert.equal(again.log(1, 16).resumable, false, 'of another size');
+    assert.deepEqual(splitLog(again, 0, 16).recover(0), [3]);
+    assert.deepEqual(splitLog(again, 1, 8).recover(0), []);
+    assert.equal(again.log(1, 'split', 16).resumable, false, 'of another size');
+    const packed = again.log(1, 'packed', limits.queueSizeMax);
+    packed.start();
+    assert.equal(packed.resumable, true);
+    assert.deepEqual(splitLog(again, 0, 16).recover(0), [3], 'the logs do not overlap');
     again.clear();
-    assert.equal(again.log(0, 16).resumable, false);
-    assert.equal(again.log(1, 8).resumable, false);
+    assert.equal(packed.resumable, false);
+    assert.equal(again.log(0, 'split', 16).resumable, false);
   });
 });
 

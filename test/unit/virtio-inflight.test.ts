@@ -1,209 +1,69 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { InflightLog, inflightBytes } from '../../src/virtio/inflight.ts';
-import { type Chain, type DeviceQueue, QueueFault } from '../../src/virtio/queue.ts';
-import { openSplitDeviceQueue } from '../../src/virtio/split/device-queue.ts';
-import { openSplitDriverQueue, type SplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import { inflightBytes, openInflightLog } from '../../src/virtio/inflight.ts';
+import { QueueFault } from '../../src/virtio/queue.ts';
+import { openDeviceQueue, openDriverQueue } from '../../src/virtio/rings.ts';
 import { readU16, readU32, readU64, writeU16, writeU32 } from '../../src/wire/bytes.ts';
+import { killEverywhere } from '../support/virtqueue-crash.ts';
 import {
+  DATA_AREA,
   dataRange,
   expectValue,
   makePair,
   makeRings,
   openDevice,
-  Prng,
   type Rings,
+  ringKinds,
 } from '../support/virtqueue-pair.ts';
 
-class Killed extends Error {}
-
-/** A device process that can be killed after any store, a driver that lives on, and the log between two lives. */
-class Scene {
-  readonly size: number;
-  readonly rings: Rings;
-  readonly logBytes: Uint8Array;
-  readonly random: Prng;
-  readonly total: number;
-  driver: SplitDriverQueue;
-  device!: DeviceQueue;
-  /** Stores until the process is killed. */
-  readonly killAfter: number[];
-  storesLeft: number;
-  executing: Chain[] = [];
-  /** The next ids that a pop of this life must give, when it is a life after a kill. */
-  expected: number[] = [];
-  added = 0;
-  readonly idOfToken = new Map<number, number>();
-  readonly completed = new Set<number>();
-  readonly taken = new Set<number>();
-  kills = 0;
-  executedTwice = 0;
-  largestBatch = 0;
-
-  constructor(seed: number, total: number, killAfter: readonly number[]) {
-    this.random = new Prng(seed);
-    this.size = 1 << (1 + this.random.below(3));
-    this.total = total;
-    this.rings = makeRings(this.size, { eventIdx: true });
-    this.driver = openSplitDriverQueue(this.rings.driverSetup);
-    this.logBytes = new Uint8Array(inflightBytes(this.size)).fill(this.random.chance(0.5) ? 0 : 0xff);
-    this.killAfter = [...killAfter];
-    this.storesLeft = this.killAfter.shift() ?? Number.POSITIVE_INFINITY;
-  }
-
-  log(): InflightLog {
-    return new InflightLog(this.logBytes, this.size, () => {
-      this.storesLeft -= 1;
-      if (this.storesLeft === 0) throw new Killed();
-    });
-  }
-
-  /** Ids that the driver can see as completed, whether it has looked or not. */
-  published(): Set<number> {
-    const { device } = this.rings.driverSetup.memory;
-    const ids = new Set(this.completed);
-    const from = this.driver.save().usedNext;
-    const count = (readU16(device, 2) - from) & 0xffff;
-    assert.ok(count <= this.size);
-    for (let i = 0; i < count; i++) {
-      const at = 4 + 8 * ((from + i) & (this.size - 1));
-      const id = this.idOfToken.get(readU32(device, at));
-      assert.ok(id !== undefined && !ids.has(id), 'a chain is published once');
-      ids.add(id);
-    }
-    return ids;
-  }
-
-  driverTurn(): void {
-    const { random, driver } = this;
-    while (this.added < this.total && random.chance(0.7)) {
-      const id = this.added;
-      const token = driver.add([dataRange(0, 1 + id)], [dataRange(4096, 4)]);
-      if (token === undefined) break;
-      // The length of the readable part tells the id.
-      assert.ok(!this.idOfToken.has(token));
-      this.idOfToken.set(token, id);
-      this.added += 1;
-    }
-    driver.kick();
-    for (let used = driver.next(); used !== undefined; used = driver.next()) {
-      const { token, writtenBytes } = expectValue(used);
-      const id = this.idOfToken.get(token);
-      assert.ok(id !== undefined && !this.completed.has(id), 'completed once');
-      assert.equal(writtenBytes, id % 5);
-      this.completed.add(id);
-      this.idOfToken.delete(token);
-      if (random.chance(0.3)) break;
-    }
-  }
-
-  deviceTurn(): void {
-    const { random, device } = this;
-    for (let left = random.below(4); left > 0; left--) {
-      const before = this.published();
-      const chain = device.pop();
-      if (chain === undefined) break;
-      const taken = expectValue(chain);
-      const id = taken.readableBytes - 1;
-      assert.ok(!before.has(id), 'what was published is not executed again');
-      const expected = this.expected.shift();
-      if (expected !== undefined) assert.equal(id, expected, 'chains in flight come first, in their order');
-      if (this.taken.has(id)) this.executedTwice += 1;
-      this.taken.add(id);
-      this.executing.push(taken);
-    }
-    let batch = 0;
-    while (this.executing.length > 0 && random.chance(0.6)) {
-      const chain = this.executing.splice(random.below(this.executing.length), 1)[0]!;
-      assert.equal(device.push(chain, (chain.readableBytes - 1) % 5), undefined);
-      batch += 1;
-    }
-    this.largestBatch = Math.max(this.largestBatch, batch);
-    if (random.chance(0.7)) device.publish();
-  }
-
-  open(): void {
-    const { rings } = this;
-    this.device = openDevice(rings, this.log());
-  }
-
-  killed(): void {
-    this.kills += 1;
-    this.storesLeft = this.killAfter.shift() ?? Number.POSITIVE_INFINITY;
-    // The kernel takes back what the process held.
-    this.rings.memory.openLeases = 0;
-    this.executing = [];
-    // Chains are taken in the order of their ids, so those below the last one taken and unpublished are in flight.
-    const published = this.published();
-    this.expected = [];
-    for (let id = 0; id < this.added; id++) if (!published.has(id)) this.expected.push(id);
-    if (this.random.chance(0.5)) this.driver = openSplitDriverQueue(this.rings.driverSetup, this.driver.save());
-  }
-
-  run(): void {
-    let open = false;
-    while (this.completed.size < this.total) {
-      try {
-        if (!open) this.open();
-        open = true;
-        this.driverTurn();
-        this.deviceTurn();
-      } catch (error) {
-        if (!(error instanceof Killed)) throw error;
-        open = false;
-        this.killed();
+for (const kind of ringKinds) {
+  describe(`in-flight log, ${kind.name}`, () => {
+    it('completes every chain once, whichever store a kill follows', () => {
+      let kills = 0;
+      let twice = 0;
+      let batch = 0;
+      for (let seed = 1; seed <= 20; seed++) {
+        const sum = killEverywhere(kind, seed, []);
+        kills += sum.kills;
+        twice += sum.twice;
+        batch = Math.max(batch, sum.batch);
       }
-    }
-    this.device.publish();
-    this.device.close();
-    assert.equal(this.device.inFlight, 0);
-    assert.equal(this.rings.memory.openLeases, 0);
-    assert.deepEqual(new InflightLog(this.logBytes, this.size).recover(this.driver.save().usedNext), []);
-  }
+      assert.ok(kills > 3000, `${kills} kills`);
+      assert.ok(twice > 1000, `${twice} chains continued`);
+      assert.ok(batch >= 4, `batches up to ${batch}`);
+    });
+
+    it('stands further kills, also during recovery', () => {
+      for (let again = 1; again <= 12; again++) {
+        for (let seed = 40; seed <= 41; seed++) killEverywhere(kind, seed, [again, again, 1, 2, 3, again]);
+      }
+    });
+
+    it('says that an interrupt is due after a restart', () => {
+      const rings = makeRings(4, { ...kind, eventIdx: true });
+      const driver = openDriverQueue(rings.driverSetup);
+      const bytes = new Uint8Array(inflightBytes(kind.layout, 4));
+      const first = openDevice(rings, openInflightLog(kind.layout, bytes, 4));
+      driver.add([dataRange(0, 1)], []);
+      driver.kick();
+      assert.equal(driver.enableInterrupts(), false);
+      first.push(expectValue(first.pop()), 0);
+      first.publish();
+      const second = openDevice(rings, openInflightLog(kind.layout, bytes, 4));
+      assert.equal(second.needsInterrupt(), true);
+      assert.equal(second.needsInterrupt(), false);
+      assert.equal(second.pop(), undefined);
+    });
+  });
 }
 
-/** 1, 2, 3 ... until a run needs no kill at that point. @returns totals over the runs */
-function killEverywhere(seed: number, then: readonly number[]): { kills: number; twice: number; batch: number } {
-  const sum = { kills: 0, twice: 0, batch: 0 };
-  for (let at = 1; ; at++) {
-    const scene = new Scene(seed, 20, [at, ...then]);
-    scene.run();
-    sum.kills += scene.kills;
-    sum.twice += scene.executedTwice;
-    sum.batch = Math.max(sum.batch, scene.largestBatch);
-    if (scene.kills === 0) return sum;
-    assert.ok(at < 10_000);
-  }
-}
-
-describe('in-flight log', () => {
-  it('completes every chain once, whichever store a kill follows', () => {
-    let kills = 0;
-    let twice = 0;
-    let batch = 0;
-    for (let seed = 1; seed <= 20; seed++) {
-      const sum = killEverywhere(seed, []);
-      kills += sum.kills;
-      twice += sum.twice;
-      batch = Math.max(batch, sum.batch);
-    }
-    assert.ok(kills > 3000, `${kills} kills`);
-    assert.ok(twice > 1000, `${twice} chains continued`);
-    assert.ok(batch >= 4, `batches up to ${batch}`);
-  });
-
-  it('stands further kills, also during recovery', () => {
-    for (let again = 1; again <= 12; again++) {
-      for (let seed = 40; seed <= 43; seed++) killEverywhere(seed, [again, again, 1, 2, 3, again]);
-    }
-  });
-
+describe('in-flight log of a split queue', () => {
   it('has the layout of the vhost-user protocol', () => {
     const rings = makeRings(4);
-    const driver = openSplitDriverQueue(rings.driverSetup);
-    const bytes = new Uint8Array(inflightBytes(4)).fill(0xaa);
+    const driver = openDriverQueue(rings.driverSetup);
+    const bytes = new Uint8Array(inflightBytes('split', 4)).fill(0xaa);
     assert.equal(bytes.length, 16 + 4 * 16);
-    const log = new InflightLog(bytes, 4);
+    const log = openInflightLog('split', bytes, 4);
     assert.equal(log.resumable, false);
     const device = openDevice(rings, log);
     assert.equal(log.resumable, true);
@@ -231,26 +91,10 @@ describe('in-flight log', () => {
     assert.equal(log.resumable, false);
   });
 
-  it('says that an interrupt is due after a restart', () => {
-    const rings = makeRings(4, { eventIdx: true });
-    const driver = openSplitDriverQueue(rings.driverSetup);
-    const bytes = new Uint8Array(inflightBytes(4));
-    const first = openDevice(rings, new InflightLog(bytes, 4));
-    driver.add([dataRange(0, 1)], []);
-    driver.kick();
-    assert.equal(driver.enableInterrupts(), false);
-    first.push(expectValue(first.pop()), 0);
-    first.publish();
-    const second = openDevice(rings, new InflightLog(bytes, 4));
-    assert.equal(second.needsInterrupt(), true);
-    assert.equal(second.needsInterrupt(), false);
-    assert.equal(second.pop(), undefined);
-  });
-
   it('reads the descriptors of a chain in flight again, and judges them again', () => {
     const { driver, memory, setup, rings, driverSetup } = makePair(4);
-    const bytes = new Uint8Array(inflightBytes(4));
-    const first = openDevice({ memory, setup } as Rings, new InflightLog(bytes, 4));
+    const bytes = new Uint8Array(inflightBytes('split', 4));
+    const first = openDevice({ memory, setup } as Rings, openInflightLog('split', bytes, 4));
     driver.add([dataRange(0, 1)], []);
     driver.kick();
     first.abandon(expectValue(first.pop()));
@@ -258,7 +102,7 @@ describe('in-flight log', () => {
     writeU32(rings.bytes, 4, 0x7fff_0000);
     // The driver may also change the available ring: it is not read for chains in flight.
     writeU16(driverSetup.memory.driver, 4, 3);
-    const second = openDevice({ memory, setup } as Rings, new InflightLog(bytes, 4));
+    const second = openDevice({ memory, setup } as Rings, openInflightLog('split', bytes, 4));
     assert.equal(second.enableKicks(), true, 'a chain to continue counts as available');
     const fault = second.pop();
     assert.ok(fault instanceof QueueFault);
@@ -268,12 +112,12 @@ describe('in-flight log', () => {
 
   it('refuses to offer a head in flight again after a restart', () => {
     const { driver, memory, setup, driverSetup } = makePair(4);
-    const bytes = new Uint8Array(inflightBytes(4));
-    const first = openDevice({ memory, setup } as Rings, new InflightLog(bytes, 4));
+    const bytes = new Uint8Array(inflightBytes('split', 4));
+    const first = openDevice({ memory, setup } as Rings, openInflightLog('split', bytes, 4));
     const head = driver.add([dataRange(0, 1)], []);
     driver.kick();
     expectValue(first.pop());
-    const second = openDevice({ memory, setup } as Rings, new InflightLog(bytes, 4));
+    const second = openDevice({ memory, setup } as Rings, openInflightLog('split', bytes, 4));
     expectValue(second.pop());
     writeU16(driverSetup.memory.driver, 4 + 2, head!);
     writeU16(driverSetup.memory.driver, 2, 2);
@@ -294,13 +138,151 @@ describe('in-flight log', () => {
   ] as const) {
     it(`faults, without a lease, on ${what}`, () => {
       const rings = makeRings(4);
-      const bytes = new Uint8Array(inflightBytes(4));
-      openDevice(rings, new InflightLog(bytes, 4)).close();
+      const bytes = new Uint8Array(inflightBytes('split', 4));
+      openDevice(rings, openInflightLog('split', bytes, 4)).close();
       spoil(bytes, rings.driverSetup.memory.device);
-      const fault = openSplitDeviceQueue(rings.setup, rings.memory, new InflightLog(bytes, 4));
+      const fault = openDeviceQueue(rings.setup, rings.memory, openInflightLog('split', bytes, 4));
       assert.ok(fault instanceof QueueFault);
       assert.equal(fault.reason, 'log-inconsistent');
       assert.equal(rings.memory.openLeases, 0);
+    });
+  }
+});
+
+const openLog = (bytes: Uint8Array) => openInflightLog('packed', bytes, 4);
+
+describe('in-flight log of a packed queue', () => {
+  it('has the layout of the vhost-user protocol', () => {
+    const rings = makeRings(4, { layout: 'packed' });
+    const driver = openDriverQueue(rings.driverSetup);
+    const bytes = new Uint8Array(inflightBytes('packed', 4)).fill(0xaa);
+    assert.equal(bytes.length, 32 + 4 * 32);
+    const log = openLog(bytes);
+    assert.equal(log.resumable, false);
+    const device = openDevice(rings, log);
+    assert.equal(log.resumable, true);
+    const head = () => [12, 14, 16, 18].map((at) => readU16(bytes, at)).concat(bytes[20]!, bytes[21]!);
+    assert.deepEqual([readU64(bytes, 0), readU16(bytes, 8), readU16(bytes, 10)], [0n, 1, 4]);
+    assert.deepEqual(head(), [0, 0, 0, 0, 1, 1]);
+    driver.add([dataRange(5, 1)], [dataRange(6, 2)]);
+    driver.add([dataRange(7, 3)], []);
+    driver.kick();
+    const chains = [0, 1].map(() => expectValue(device.pop()));
+    const entry = (i: number) => {
+      const at = 32 + i * 32;
+      const [next, last, num] = [2, 4, 6].map((offset) => readU16(bytes, at + offset));
+      return { inflight: bytes[at], next, last, num, counter: readU64(bytes, at + 8) };
+    };
+    assert.deepEqual(entry(0), { inflight: 1, next: 1, last: 1, num: 2, counter: 0n });
+    assert.deepEqual(entry(2), { inflight: 1, next: 3, last: 2, num: 1, counter: 1n });
+    assert.deepEqual(head(), [3, 3, 0, 0, 1, 1]);
+    const { desc } = rings.driverSetup.memory;
+    for (const i of [0, 1, 2]) {
+      const at = 32 + i * 32;
+      assert.deepEqual(bytes.slice(at + 24, at + 32), desc.slice(i * 16, i * 16 + 8), 'address');
+      assert.equal(readU32(bytes, at + 20), readU32(desc, i * 16 + 8), 'length');
+      assert.equal(readU32(bytes, at + 16), readU32(desc, i * 16 + 12), 'id and flags');
+    }
+    device.push(chains[1]!, 0);
+    device.push(chains[0]!, 2);
+    assert.deepEqual(head(), [3, 3, 0, 0, 1, 1], 'nothing is certain before the batch is published');
+    device.publish();
+    assert.deepEqual(head(), [0, 0, 3, 3, 1, 1]);
+    assert.deepEqual([entry(0).inflight, entry(2).inflight, entry(1).next, entry(2).next], [0, 0, 2, 3]);
+    driver.next();
+    driver.next();
+    driver.add([dataRange(0, 1), dataRange(1, 1)], []);
+    driver.kick();
+    device.push(expectValue(device.pop()), 0);
+    device.publish();
+    assert.deepEqual(head().slice(2), [1, 1, 0, 0], 'the ring begins anew');
+    log.reset();
+    assert.equal(log.resumable, false);
+  });
+
+  it('keeps the descriptors: those in the ring are gone, or are the driver\'s to change', () => {
+    const pair = makePair(4, { layout: 'packed' });
+    const bytes = new Uint8Array(inflightBytes('packed', 4));
+    const first = openDevice(pair, openLog(bytes));
+    const tokens = [1, 2, 3].map((length) => pair.driver.add([dataRange(0, length)], []));
+    pair.driver.kick();
+    const chains = [0, 1, 2].map(() => expectValue(first.pop()));
+    first.push(chains[2]!, 0);
+    first.publish();
+    // The used descriptor took the place of the first one; the driver spoils the others.
+    pair.driverSetup.memory.desc.fill(0xff, 16, 48);
+    const second = openDevice(pair, openLog(bytes));
+    assert.equal(second.enableKicks(), true, 'a chain to continue counts as available');
+    const again = [0, 1].map(() => expectValue(second.pop()));
+    assert.deepEqual(
+      again.map(({ head, readableBytes }) => [head, readableBytes]),
+      [
+        [tokens[0], 1],
+        [tokens[1], 2],
+      ],
+    );
+    for (const chain of again) second.push(chain, 0);
+    second.publish();
+    const used = [0, 1, 2].map(() => expectValue(pair.driver.next()).token);
+    assert.deepEqual(used, [tokens[2], tokens[0], tokens[1]]);
+  });
+
+  it('judges a chain in flight again', () => {
+    const pair = makePair(4, { layout: 'packed' });
+    const bytes = new Uint8Array(inflightBytes('packed', 4));
+    const first = openDevice(pair, openLog(bytes));
+    pair.driver.add([dataRange(0, 1)], []);
+    pair.driver.kick();
+    first.abandon(expectValue(first.pop()));
+    first.close();
+    pair.memory.areas.delete(DATA_AREA);
+    const second = openDevice(pair, openLog(bytes));
+    const fault = second.pop();
+    assert.ok(fault instanceof QueueFault);
+    assert.equal(fault.reason, 'address');
+  });
+
+  it('refuses to offer a buffer id in flight again after a restart', () => {
+    const pair = makePair(4, { layout: 'packed' });
+    const bytes = new Uint8Array(inflightBytes('packed', 4));
+    const first = openDevice(pair, openLog(bytes));
+    pair.driver.add([dataRange(0, 1)], []);
+    pair.driver.kick();
+    expectValue(first.pop());
+    const second = openDevice(pair, openLog(bytes));
+    const { desc } = pair.driverSetup.memory;
+    desc.copyWithin(16, 0, 16);
+    expectValue(second.pop());
+    const fault = second.pop();
+    assert.ok(fault instanceof QueueFault);
+    assert.equal(fault.reason, 'head-in-flight');
+  });
+
+  for (const [what, spoil] of [
+    ['a position outside the ring', (log: Uint8Array) => writeU16(log, 18, 4)],
+    ['a wrap counter of 2', (log: Uint8Array) => log.fill(2, 21, 22)],
+    ['a free list that leaves the table', (log: Uint8Array) => writeU16(log, 14, 77)],
+    ['a free list with a loop', (log: Uint8Array) => writeU16(log, 32 + 3 * 32 + 2, 2)],
+    ['a chain of no entries', (log: Uint8Array) => writeU16(log, 32 + 6, 0)],
+    ['a chain that ends elsewhere', (log: Uint8Array) => writeU16(log, 32 + 4, 1)],
+    ['a chain of free entries', (log: Uint8Array) => writeU16(log, 32 + 6, 2)],
+    ['an entry that nobody has', (log: Uint8Array) => log.fill(0, 32, 33)],
+  ] as const) {
+    it(`faults, without a lease, on ${what}`, () => {
+      const pair = makePair(4, { layout: 'packed' });
+      const bytes = new Uint8Array(inflightBytes('packed', 4));
+      const first = openDevice(pair, openLog(bytes));
+      pair.driver.add([dataRange(0, 1)], []);
+      pair.driver.kick();
+      first.abandon(expectValue(first.pop()));
+      first.close();
+      pair.device.close();
+      assert.equal(pair.memory.openLeases, 0);
+      spoil(bytes);
+      const fault = openDeviceQueue(pair.setup, pair.memory, openLog(bytes));
+      assert.ok(fault instanceof QueueFault);
+      assert.equal(fault.reason, 'log-inconsistent');
+      assert.equal(pair.memory.openLeases, 0);
     });
   }
 });

@@ -2,8 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { limits } from '../../src/kit/limits.ts';
 import { type Chain, type IndirectTable, QueueFault } from '../../src/virtio/queue.ts';
-import { openSplitDeviceQueue } from '../../src/virtio/split/device-queue.ts';
-import { openSplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import { openDeviceQueue, openDriverQueue } from '../../src/virtio/rings.ts';
 import { passesEvent } from '../../src/virtio/split/ring.ts';
 import { readU16, readU32, writeU16, writeU32 } from '../../src/wire/bytes.ts';
 import { TestArea } from '../support/virtqueue-memory.ts';
@@ -204,7 +203,7 @@ describe('split queue, device half', () => {
     const odd = new TestArea(7, 512, { pieceBytes: 130 });
     rings.memory.add(odd);
     const open = (changed: object): string => {
-      const queue = openSplitDeviceQueue({ ...rings.setup, ...changed }, rings.memory);
+      const queue = openDeviceQueue({ ...rings.setup, ...changed }, rings.memory);
       return queue instanceof QueueFault ? queue.reason : 'open';
     };
     assert.equal(open({}), 'open');
@@ -223,7 +222,7 @@ describe('split queue, driver half', () => {
     const rings = makeRings(4);
     const { desc, driver: avail, device } = rings.driverSetup.memory;
     for (const part of [desc, avail, device]) part.fill(0xee);
-    const driver = openSplitDriverQueue(rings.driverSetup);
+    const driver = openDriverQueue(rings.driverSetup);
     assert.ok([desc, avail, device].every((part) => part.every((byte) => byte === 0)));
     const head = driver.add([dataRange(1, 2)], [dataRange(3, 4), dataRange(5, 6)])!;
     const words = Array.from({ length: 3 }, (_, i) => [
@@ -255,7 +254,7 @@ describe('split queue, driver half', () => {
     pair.driver.kick();
     const hidden = pair.driver.add([dataRange(1, 1)], [])!;
     device.enableKicks();
-    const driver = openSplitDriverQueue(pair.driverSetup, structuredClone(pair.driver.save()));
+    const driver = openDriverQueue(pair.driverSetup, structuredClone(pair.driver.save()));
     assert.equal(driver.freeDescriptors, 1);
     const [a] = drain(pair);
     assert.equal(device.enableKicks(), false);
@@ -268,7 +267,7 @@ describe('split queue, driver half', () => {
     device.publish();
     assert.deepEqual(driver.next(), { token: hidden, writtenBytes: 0 });
     assert.equal(driver.freeDescriptors, 4);
-    const again = openSplitDriverQueue(pair.driverSetup, driver.save());
+    const again = openDriverQueue(pair.driverSetup, driver.save());
     assert.equal(again.kick(), true, 'an earlier notification may be lost');
     assert.equal(again.kick(), false);
   });
@@ -276,15 +275,15 @@ describe('split queue, driver half', () => {
   it('refuses what its own side does wrong', () => {
     const rings = makeRings(4);
     const { driverSetup } = rings;
-    const driver = openSplitDriverQueue(driverSetup);
+    const driver = openDriverQueue(driverSetup);
     const pair = { ...makePair(4), driver };
     assert.throws(() => driver.add([], []));
     assert.throws(() => driver.add([dataRange(0, 0)], []));
     assert.throws(() => driver.add(new Array(5).fill(dataRange(0, 1)), []));
     assert.throws(() => driver.add([dataRange(0, 1)], [], { indirect: table(pair, 0, 4) }), 'not negotiated');
-    assert.throws(() => openSplitDriverQueue({ ...driverSetup, size: 3 }));
-    assert.throws(() => openSplitDriverQueue({ ...driverSetup, size: 8 }));
-    assert.throws(() => openSplitDriverQueue({ ...driverSetup, descAddr: 8n }));
+    assert.throws(() => openDriverQueue({ ...driverSetup, size: 3 }));
+    assert.throws(() => openDriverQueue({ ...driverSetup, size: 8 }));
+    assert.throws(() => openDriverQueue({ ...driverSetup, descAddr: 8n }));
   });
 });
 

@@ -19,7 +19,11 @@ const help = `vmsg: virtio-msg buses for VMs
   vmsg domain  ls|show|add|rm [ID]           add: [--description TEXT]
   vmsg bus     ls|show|add|rm [ID]           add: --domain ID [--admit UID,...] [--max-message-size BYTES]
   vmsg backend ls|show|add|rm [ID]           add: --type blk --path FILE [--read-only] [--serial TEXT]
+                                                  [--queues N]
                                                   --type rng [--source FILE]
+                                                  --type console --socket PATH | --pty PATH [--name TEXT]
+                                                  --type shm [--bytes N]
+                                                  --type template [--greeting TEXT]
   vmsg attach BUS BACKEND [--id ID] [--number N]
   vmsg detach ATTACHMENT
   vmsg attachment ls|show|add|rm [ID]        add: --bus ID --backend ID [--number N]

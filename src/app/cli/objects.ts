@@ -66,6 +66,20 @@ const bus: ObjectCommand<'buses'> = {
   ],
 };
 
+/** What a backend serves, for the table. */
+function whatOf(spec: Resource<'backends'>['spec']): string {
+  switch (spec.type) {
+    case 'blk':
+      return `${spec.path}${spec.readOnly ? ' (read-only)' : ''}`;
+    case 'rng':
+      return spec.source ?? '/dev/urandom';
+    case 'shm':
+      return spec.bytes === undefined ? '' : `${spec.bytes} bytes`;
+    case 'template':
+      return spec.greeting ?? '';
+  }
+}
+
 const backend: ObjectCommand<'backends'> = {
   kind: 'backends',
   options: {
@@ -74,6 +88,9 @@ const backend: ObjectCommand<'backends'> = {
     'read-only': { type: 'boolean' },
     serial: { type: 'string' },
     source: { type: 'string' },
+    queues: { type: 'string' },
+    bytes: { type: 'string' },
+    greeting: { type: 'string' },
   },
   spec: (values, io) => ({
     type: text(values, 'type'),
@@ -81,14 +98,12 @@ const backend: ObjectCommand<'backends'> = {
     ...(values['read-only'] === true ? { readOnly: true } : {}),
     ...(values.serial === undefined ? {} : { serial: values.serial }),
     ...(values.source === undefined ? {} : { source: resolvePath(io, text(values, 'source')) }),
+    ...(values.queues === undefined ? {} : { queues: wholeNumber(text(values, 'queues'), '--queues') }),
+    ...(values.bytes === undefined ? {} : { bytes: wholeNumber(text(values, 'bytes'), '--bytes') }),
+    ...(values.greeting === undefined ? {} : { greeting: values.greeting }),
   }),
   header: ['BACKEND', 'TYPE', 'WHAT', 'ATTACHED AS'],
-  row: ({ id, spec, status }) => [
-    id,
-    spec.type,
-    spec.type === 'blk' ? `${spec.path}${spec.readOnly ? ' (read-only)' : ''}` : (spec.source ?? '/dev/urandom'),
-    status.attachments.join(' ') || '-',
-  ],
+  row: ({ id, spec, status }) => [id, spec.type, whatOf(spec), status.attachments.join(' ') || '-'],
 };
 
 const attachment: ObjectCommand<'attachments'> = {

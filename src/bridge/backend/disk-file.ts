@@ -1,20 +1,33 @@
 import { close, constants, fdatasync, fstat, open, readv, writev } from 'node:fs';
 import { promisify } from 'node:util';
 import { VmsgError } from '../../kit/errors.ts';
+import { limits } from '../../kit/limits.ts';
+import { punchHole, zeroRange } from '../../libc/fallocate.ts';
 import { tryLock } from '../../libc/flock.ts';
 import { after } from './parts.ts';
 
 export type IoDone = (error: Error | null) => void;
 
-/** A disk image as the block backend uses it; tests inject one that fails. Offsets and sizes are bytes. */
+/** A disk image as the block backend uses it; tests inject one that fails. Offsets, lengths and sizes are bytes. */
 export interface DiskFile {
+  /** As `refresh` last found it; others may let the file grow or shrink. */
   readonly sizeBytes: number;
   readonly readOnly: boolean;
+  /** Unit in which the file system allocates, a power of two, at least 512. */
+  readonly blockBytes: number;
+  /** Whether `punch` works. */
+  readonly canPunch: boolean;
   /** Fills all parts; the range lies inside the file. */
   read(parts: readonly Uint8Array[], offset: number, done: IoDone): void;
   write(parts: readonly Uint8Array[], offset: number, done: IoDone): void;
+  /** Releases the storage of a range inside the file, which then reads as zero. */
+  punch(offset: number, length: number, done: IoDone): void;
+  /** Makes a range inside the file read as zero and keeps storage for it. */
+  zero(offset: number, length: number, done: IoDone): void;
   /** Done when everything written so far is on stable storage. */
   datasync(done: IoDone): void;
+  /** Looks at the size again. */
+  refresh(done: IoDone): void;
   close(): Promise<void>;
 }
 
@@ -25,19 +38,37 @@ type Transfer = (
   done: (error: Error | null, bytes: number) => void,
 ) => void;
 
-/** A regular file through the thread pool of Node. Data goes between the file and the guest's pages without a copy. */
-class RegularDiskFile implements DiskFile {
+interface RegularFileFacts {
   readonly sizeBytes: number;
   readonly readOnly: boolean;
+  readonly blockBytes: number;
+  readonly canPunch: boolean;
+}
+
+/** Zeroes are written from this; never changed. */
+const zeroes = new Uint8Array(64 * 1024);
+
+/** A regular file through the thread pool of Node. Data goes between the file and the guest's pages without a copy. */
+class RegularDiskFile implements DiskFile {
+  readonly readOnly: boolean;
+  readonly blockBytes: number;
+  readonly canPunch: boolean;
   readonly #fd: number;
+  #sizeBytes: number;
   /** Operations in the thread pool. */
   #running = 0;
   #idle: (() => void) | undefined;
 
-  constructor(fd: number, sizeBytes: number, readOnly: boolean) {
+  constructor(fd: number, facts: RegularFileFacts) {
     this.#fd = fd;
-    this.sizeBytes = sizeBytes;
-    this.readOnly = readOnly;
+    this.#sizeBytes = facts.sizeBytes;
+    this.readOnly = facts.readOnly;
+    this.blockBytes = facts.blockBytes;
+    this.canPunch = facts.canPunch;
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
   }
 
   read(parts: readonly Uint8Array[], offset: number, done: IoDone): void {
@@ -58,8 +89,44 @@ class RegularDiskFile implements DiskFile {
     });
   }
 
+  punch(offset: number, length: number, done: IoDone): void {
+    punchHole(this.#fd, offset, length, this.#begin(done));
+  }
+
+  zero(offset: number, length: number, done: IoDone): void {
+    const ended = this.#begin(done);
+    // A file system without ZERO_RANGE refuses at once; whatever it says, written zeroes are as good.
+    zeroRange(this.#fd, offset, length, (error) => {
+      if (error === null) ended(null);
+      else this.#writeZeroes(offset, offset + length, ended);
+    });
+  }
+
+  #writeZeroes(offset: number, end: number, done: IoDone): void {
+    const count = Math.min(end - offset, limits.blkZeroWriteBytes);
+    if (count === 0) {
+      done(null);
+      return;
+    }
+    const parts = Array.from({ length: Math.ceil(count / zeroes.length) }, (_, i) =>
+      zeroes.subarray(0, Math.min(zeroes.length, count - i * zeroes.length)),
+    );
+    this.#transfer(writev as Transfer, parts, offset, (error) => {
+      if (error !== null) done(error);
+      else this.#writeZeroes(offset + count, end, done);
+    });
+  }
+
   datasync(done: IoDone): void {
     fdatasync(this.#fd, this.#begin(done));
+  }
+
+  refresh(done: IoDone): void {
+    const ended = this.#begin(done);
+    fstat(this.#fd, (error, stat) => {
+      if (error === null) this.#sizeBytes = stat.size;
+      ended(error);
+    });
   }
 
   #begin(done: IoDone): IoDone {
@@ -82,6 +149,24 @@ class RegularDiskFile implements DiskFile {
   }
 }
 
+const blockMinBytes = 512;
+const blockMaxBytes = 1024 * 1024;
+const blockUsualBytes = 4096;
+
+/** What the file system says, when it can be one. */
+const allocationUnit = (bytes: number): number =>
+  bytes >= blockMinBytes && bytes <= blockMaxBytes && Number.isInteger(Math.log2(bytes)) ? bytes : blockUsualBytes;
+
+/** Far behind the end of an image, where a hole changes nothing, also when somebody lets the file grow right now. */
+const probeDistanceBytes = 1024 ** 3;
+
+/** Whether the file system can take storage away from a file. */
+const probePunch = (fd: number, sizeBytes: number): Promise<boolean> =>
+  new Promise((resolve) => {
+    const offset = (Math.floor(sizeBytes / blockMaxBytes) + 1) * blockMaxBytes + probeDistanceBytes;
+    punchHole(fd, offset, blockMaxBytes, (error) => resolve(error === null));
+  });
+
 /**
  * Opens an image file and locks it: writers exclude everyone, readers exclude writers.
  * @throws VmsgError backend-unusable
@@ -99,8 +184,16 @@ export async function openDiskFile(path: string, readOnly: boolean): Promise<Dis
     const stat = await promisify(fstat)(fd);
     if (!stat.isFile()) refuse('not a regular file');
     if (stat.size === 0) refuse('the file is empty');
-    if (!tryLock(fd, readOnly ? 'shared' : 'exclusive')) refuse('in use by another disk or process');
-    return new RegularDiskFile(fd, stat.size, readOnly);
+    if (!tryLock(fd, readOnly ? 'shared' : 'exclusive')) {
+      refuse(`in use by another disk or process that ${readOnly ? 'writes to it' : 'has it open'}`);
+    }
+    const canPunch = !readOnly && (await probePunch(fd, stat.size));
+    return new RegularDiskFile(fd, {
+      sizeBytes: stat.size,
+      readOnly,
+      blockBytes: allocationUnit(stat.blksize),
+      canPunch,
+    });
   } catch (error) {
     await promisify(close)(fd);
     throw error;

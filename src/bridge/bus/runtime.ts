@@ -1,8 +1,7 @@
-import { createHash } from 'node:crypto';
 import { newCounters } from '../../device/channel.ts';
+import type { ServedDevice } from '../../device/endpoint.ts';
 import { type FlightRecord, FlightRecorder } from '../../device/flight-recorder.ts';
-import { DeviceHost } from '../../device/host.ts';
-import { DeviceRecovery, recoveryBytes } from '../../device/recovery.ts';
+import type { DeviceHost } from '../../device/host.ts';
 import { BusSession } from '../../device/session.ts';
 import type { Clock, Timer } from '../../kit/clock.ts';
 import { VmsgError } from '../../kit/errors.ts';
@@ -19,9 +18,12 @@ import type {
   ResumeClaim,
 } from '../../ports/bus.ts';
 import type { RecoveryStore } from '../../ports/recovery.ts';
-import { FeatureSet, feature } from '../../virtio/features.ts';
 import type { Dialect } from '../../virtio-msg/dialect.ts';
 import type { AttachedDevice, BusSnapshot, DeviceSnapshot, LaneAttachSpec, LaneEvent } from '../lane/protocol.ts';
+import type { RemoteBus } from '../remote/remote-bus.ts';
+import { RemoteDevice } from '../remote/remote-device.ts';
+import { chooseDeviceNumber, identityOf, recordName } from './device-numbers.ts';
+import { openLocalDevice } from './local-device.ts';
 import { BusRecovery, busRecoveryBytes } from './recovery.ts';
 
 export interface BusRuntimeOptions {
@@ -39,24 +41,14 @@ export interface BusRuntimeOptions {
 interface Attached {
   readonly attachment: string;
   readonly deviceNumber: number;
-  readonly host: DeviceHost;
-  readonly backend: Backend;
-  readonly recovery: DeviceRecovery;
-  readonly recoveryName: string;
+  readonly device: ServedDevice;
+  /** Name of its record in the recovery store, where it has one. */
+  readonly record: string | undefined;
+  /** Releases what serves it; the device is in reset, or the service ends. */
+  readonly close: () => Promise<void>;
 }
 
-/** Features that the bridge brings for every device (design: VERSION_1 and ACCESS_PLATFORM are required). */
-const bridgeFeatures = [
-  feature.VERSION_1,
-  feature.ACCESS_PLATFORM,
-  feature.INDIRECT_DESC,
-  feature.EVENT_IDX,
-  feature.RING_RESET,
-];
-/** Linux drivers take only devices with exactly 64 feature bits. */
-const featureBlocksMin = 2;
 const busRecord = 'bus';
-const deviceNumberMax = 0xffff;
 const statusEventDelayMs = 20;
 
 /** One bus: its devices, which outlive guests, and the session with the guest that is there now. */
@@ -65,7 +57,7 @@ export class BusRuntime implements BusTransportHandler {
   readonly #recovery: BusRecovery;
   readonly #counters = newCounters();
   readonly #recorder: FlightRecorder;
-  readonly #hosts = new Map<number, DeviceHost>();
+  readonly #devices = new Map<number, ServedDevice>();
   readonly #attached = new Map<string, Attached>();
   readonly #usedNumbers = new Set<number>();
   readonly #statusChanged = new Set<Attached>();
@@ -84,94 +76,108 @@ export class BusRuntime implements BusTransportHandler {
     this.#o.transport.start(this);
   }
 
-  /** @throws VmsgError device-number-taken, limit-reached */
+  /**
+   * Attaches a device that a backend in this lane serves.
+   * @throws VmsgError device-number-taken, limit-reached
+   */
   attach(spec: LaneAttachSpec, backend: Backend, bind: (host: DeviceHost) => void): AttachedDevice {
-    if (this.#hosts.size >= limits.devicesPerBus) {
-      throw new VmsgError('limit-reached', `bus ${this.#o.bus} has ${limits.devicesPerBus} devices`);
-    }
-    const identity = createHash('sha256')
-      .update(JSON.stringify([spec.attachment, spec.backend]))
-      .digest();
+    const identity = identityOf(spec);
     const deviceNumber = this.#chooseNumber(spec.deviceNumber, identity);
-    const { description } = backend;
-    const queues = description.queueSizes.length;
-    const recoveryName = recoveryNameOf(deviceNumber, identity);
-    const recovery = new DeviceRecovery(this.#o.store.open(recoveryName, recoveryBytes(queues)), identity, queues);
-    const offered = FeatureSet.of(...bridgeFeatures, ...description.featureBits);
-    const { deviceType, vendorId, uuid, queueSizes } = description;
-    const featureBlockCount = Math.max(featureBlocksMin, offered.toBlocks().length);
-    const model = {
-      deviceType,
-      vendorId,
-      uuid,
-      offered,
-      featureBlockCount,
-      queueMaxSizes: queueSizes,
-      maxMessageSize: this.#o.maxMessageSize,
-    };
-    const { scheduler, clock } = this.#o;
-    const host: DeviceHost = new DeviceHost({
-      model,
+    const record = recordName(deviceNumber, identity);
+    const { scheduler, clock, store, maxMessageSize } = this.#o;
+    const local = openLocalDevice({
       backend,
+      identity,
+      memory: (length) => store.open(record, length),
+      maxMessageSize,
       scheduler,
       clock,
-      recovery,
       onStatus: (status) => this.#onStatus(entry, status),
     });
-    const entry: Attached = { attachment: spec.attachment, deviceNumber, host, backend, recovery, recoveryName };
-    this.#attached.set(spec.attachment, entry);
-    this.#hosts.set(deviceNumber, host);
-    this.#usedNumbers.add(deviceNumber);
-    bind(host);
+    const { host: device, close } = local;
+    const entry: Attached = { attachment: spec.attachment, deviceNumber, device, record, close };
+    this.#add(entry);
+    bind(device);
+    return this.#announce(entry);
+  }
+
+  /**
+   * Attaches a device that the far side of another connection serves.
+   * @throws VmsgError unavailable, backend-busy, device-number-taken, limit-reached
+   */
+  async attachRemote(spec: LaneAttachSpec, remote: RemoteBus, number: number): Promise<AttachedDevice> {
+    const device = await RemoteDevice.open(remote, number, this.#o.clock, {
+      onStatus: (status) => this.#onStatus(entry, status),
+      onGone: (reason) => this.#lose(entry, reason),
+    });
+    const close = async (): Promise<void> => device.close();
+    let entry: Attached;
+    try {
+      if (this.#closed) throw new VmsgError('unavailable', `bus ${this.#o.bus} was closed`);
+      const deviceNumber = this.#chooseNumber(spec.deviceNumber, identityOf(spec));
+      entry = { attachment: spec.attachment, deviceNumber, device, record: undefined, close };
+      this.#add(entry);
+    } catch (error) {
+      device.close();
+      throw error;
+    }
+    return this.#announce(entry);
+  }
+
+  #add(entry: Attached): void {
+    this.#attached.set(entry.attachment, entry);
+    this.#devices.set(entry.deviceNumber, entry.device);
+    this.#usedNumbers.add(entry.deviceNumber);
+  }
+
+  #announce({ deviceNumber, device }: Attached): AttachedDevice {
     if (this.#session !== undefined) {
-      host.connect(this.#session.link(deviceNumber, host), false);
+      device.connect(this.#session.link(deviceNumber, device), false);
       this.#session.deviceAdded(deviceNumber);
     }
-    return { deviceNumber, deviceType };
+    return { deviceNumber, deviceType: device.deviceType };
   }
 
   #chooseNumber(wanted: number | undefined, identity: Uint8Array): number {
-    if (wanted !== undefined) {
-      if (!this.#hosts.has(wanted)) return wanted;
-      throw new VmsgError('device-number-taken', `bus ${this.#o.bus} has a device number ${wanted} already`);
+    if (this.#devices.size >= limits.devicesPerBus) {
+      throw new VmsgError('limit-reached', `bus ${this.#o.bus} has ${limits.devicesPerBus} devices`);
     }
-    const names = this.#o.store.names();
-    const former = names.find((name) => name.endsWith(recoverySuffix(identity)));
-    const formerNumber = former === undefined ? undefined : recoveryNumber(former);
-    if (formerNumber !== undefined && !this.#hosts.has(formerNumber)) return formerNumber;
-    const kept = new Set(names.map(recoveryNumber));
-    for (let number = 0; number <= deviceNumberMax; number++) {
-      if (!this.#usedNumbers.has(number) && !kept.has(number)) return number;
+    const number = chooseDeviceNumber(wanted, identity, this.#devices, this.#usedNumbers, this.#o.store.names());
+    if (number !== undefined) return number;
+    if (wanted === undefined) {
+      throw new VmsgError('limit-reached', `bus ${this.#o.bus} has used every device number in this epoch`);
     }
-    throw new VmsgError('limit-reached', `bus ${this.#o.bus} has used every device number in this epoch`);
+    throw new VmsgError('device-number-taken', `bus ${this.#o.bus} has a device number ${wanted} already`);
   }
 
-  /** Lets requests in flight complete, removes the device from the guest, then releases the backend. */
+  /** What serves the device is gone: so is the device, until it is attached again. */
+  #lose(entry: Attached, reason: string): void {
+    if (this.#attached.get(entry.attachment) !== entry) return;
+    this.#remove(entry);
+    entry.device.disconnect(() => void entry.close());
+    this.#o.emit({ type: 'attachment-lost', bus: this.#o.bus, attachment: entry.attachment, reason });
+  }
+
+  #remove(entry: Attached): void {
+    this.#attached.delete(entry.attachment);
+    this.#devices.delete(entry.deviceNumber);
+    this.#statusChanged.delete(entry);
+    entry.device.failRequests('ENODEV');
+    this.#session?.deviceRemoved(entry.deviceNumber);
+  }
+
+  /** Lets requests in flight complete, removes the device from the guest, then releases what serves it. */
   async detach(attachment: string): Promise<void> {
     const entry = this.#attached.get(attachment);
     if (entry === undefined) throw new VmsgError('not-found', `no attachment ${attachment} on bus ${this.#o.bus}`);
-    entry.host.failRequests('ENODEV');
-    await this.#bounded(
-      (done) => entry.host.suspend(done),
-      `${attachment} has requests that its backend does not complete`,
-    );
+    const stuck = `${attachment} has requests that its backend does not complete`;
+    entry.device.failRequests('ENODEV');
+    await this.#bounded((done) => entry.device.suspend(done), stuck);
     if (this.#attached.get(attachment) !== entry) return;
-    this.#attached.delete(attachment);
-    this.#hosts.delete(entry.deviceNumber);
-    entry.host.failRequests('ENODEV');
-    this.#session?.deviceRemoved(entry.deviceNumber);
-    await this.#bounded(
-      (done) => entry.host.disconnect(done),
-      `${attachment} has requests that its backend does not complete`,
-    );
-    await this.#release(entry);
-  }
-
-  async #release(entry: Attached): Promise<void> {
-    this.#statusChanged.delete(entry);
-    await entry.backend.close();
-    entry.recovery.close();
-    this.#o.store.remove(entry.recoveryName);
+    this.#remove(entry);
+    await this.#bounded((done) => entry.device.disconnect(done), stuck);
+    await entry.close();
+    if (entry.record !== undefined) this.#o.store.remove(entry.record);
   }
 
   /** @throws VmsgError timeout */
@@ -193,13 +199,13 @@ export class BusRuntime implements BusTransportHandler {
     const { resumed, epoch, token } = connection.admission;
     this.#peer = peer;
     this.#usedNumbers.clear();
-    for (const number of this.#hosts.keys()) this.#usedNumbers.add(number);
+    for (const number of this.#devices.keys()) this.#usedNumbers.add(number);
     if (!resumed) this.#dropKeptRecords();
     const { dialect, clock, scheduler } = this.#o;
     const session: BusSession = new BusSession({
       connection,
       dialect,
-      devices: this.#hosts,
+      devices: this.#devices,
       clock,
       scheduler,
       counters: this.#counters,
@@ -210,7 +216,7 @@ export class BusRuntime implements BusTransportHandler {
       },
     });
     this.#session = session;
-    for (const [number, host] of this.#hosts) host.connect(session.link(number, host), resumed);
+    for (const [number, device] of this.#devices) device.connect(session.link(number, device), resumed);
     this.#recovery.connected(token);
     this.#o.emit({ type: 'bus-connected', bus: this.#o.bus, epoch, peer, resumed });
     session.start();
@@ -218,7 +224,7 @@ export class BusRuntime implements BusTransportHandler {
 
   /** Records of devices that are not attached any more serve nobody once a guest started afresh. */
   #dropKeptRecords(): void {
-    const live = new Set([busRecord, ...[...this.#attached.values()].map((entry) => entry.recoveryName)]);
+    const live = new Set<string | undefined>([busRecord, ...[...this.#attached.values()].map((entry) => entry.record)]);
     for (const name of this.#o.store.names()) if (!live.has(name)) this.#o.store.remove(name);
   }
 
@@ -228,7 +234,7 @@ export class BusRuntime implements BusTransportHandler {
     this.#session = undefined;
     this.#peer = null;
     this.#recovery.disconnected();
-    for (const host of this.#hosts.values()) host.disconnect(() => {});
+    for (const device of this.#devices.values()) device.disconnect(() => {});
     session.close();
     this.#o.emit({ type: 'bus-disconnected', bus: this.#o.bus, epoch: this.#recovery.epoch, reason });
   }
@@ -246,15 +252,15 @@ export class BusRuntime implements BusTransportHandler {
 
   #emitStatus(): void {
     this.#statusTimer = undefined;
-    for (const { attachment, deviceNumber, host } of this.#statusChanged) {
-      const { status, reason } = host;
+    for (const { attachment, deviceNumber, device } of this.#statusChanged) {
+      const { status, reason } = device;
       this.#o.emit({ type: 'device-status', bus: this.#o.bus, attachment, deviceNumber, status, reason });
     }
     this.#statusChanged.clear();
   }
 
   snapshot(): BusSnapshot {
-    const areas = this.#session?.areas;
+    const areas = this.#session?.memory.areasOf(0);
     return {
       bus: this.#o.bus,
       state: this.#o.transport.state,
@@ -276,8 +282,8 @@ export class BusRuntime implements BusTransportHandler {
 
   /** Before the service stops: requests in flight complete (bounded); what a resume needs stays. */
   async suspend(): Promise<void> {
-    const hosts = [...this.#hosts.values()];
-    const all = hosts.map((host) => this.#bounded((done) => host.suspend(done), 'suspend').catch(() => {}));
+    const devices = [...this.#devices.values()];
+    const all = devices.map((device) => this.#bounded((done) => device.suspend(done), 'suspend').catch(() => {}));
     await Promise.all(all);
   }
 
@@ -293,25 +299,18 @@ export class BusRuntime implements BusTransportHandler {
     session?.close();
     const entries = [...this.#attached.values()];
     if (forget)
-      await Promise.all(entries.map((e) => this.#bounded((done) => e.host.disconnect(done), 'close').catch(() => {})));
-    await Promise.all(entries.map((entry) => entry.backend.close()));
-    for (const entry of entries) entry.recovery.close();
+      await Promise.all(
+        entries.map((e) => this.#bounded((done) => e.device.disconnect(done), 'close').catch(() => {})),
+      );
+    await Promise.all(entries.map((entry) => entry.close()));
     this.#recovery.close();
     if (forget) for (const name of this.#o.store.names()) this.#o.store.remove(name);
   }
 }
 
-const recoverySuffix = (identity: Uint8Array): string => `-${Buffer.from(identity.subarray(0, 8)).toString('hex')}`;
-
-const recoveryNameOf = (number: number, identity: Uint8Array): string => `device-${number}${recoverySuffix(identity)}`;
-
-function recoveryNumber(name: string): number | undefined {
-  const match = /^device-(\d+)-/.exec(name);
-  return match === null ? undefined : Number(match[1]);
-}
-
-function deviceSnapshot({ attachment, deviceNumber, host, backend }: Attached): DeviceSnapshot {
-  const { status, reason, work } = host;
-  const { deviceType } = backend.description;
-  return { attachment, deviceNumber, deviceType, status, queues: host.queues(), reason, ...work };
+function deviceSnapshot({ attachment, deviceNumber, device }: Attached): DeviceSnapshot {
+  const { deviceType, status, reason, work, recovery, dataPath } = device;
+  const { requests, bytes } = work ?? { requests: null, bytes: null };
+  const queues = device.queues();
+  return { attachment, deviceNumber, deviceType, status, queues, reason, recovery, dataPath, requests, bytes };
 }

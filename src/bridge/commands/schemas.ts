@@ -1,5 +1,6 @@
 import Type, { type Static } from 'typebox';
 import { limits } from '../../kit/limits.ts';
+import { busState, count, counters, ids, orNull, peer, reason, strict, u64, words } from './fields.ts';
 
 /** A type with every level read-only: what leaves the service is not changed by those who get it. */
 export type Frozen<T> = T extends (infer U)[]
@@ -8,7 +9,6 @@ export type Frozen<T> = T extends (infer U)[]
     ? { readonly [K in keyof T]: Frozen<T[K]> }
     : T;
 
-const strict = { additionalProperties: false } as const;
 const absolutePath = { pattern: '^/[^\\u0000]*$', maxLength: 4095 } as const;
 
 export const idPattern = '^[a-z0-9][a-z0-9._-]{0,62}$';
@@ -18,12 +18,6 @@ export const idSchema = Type.String({
 });
 
 const reference = (what: string) => Type.String({ pattern: idPattern, description: `Id of the ${what}.` });
-const u64 = (description: string) => Type.String({ pattern: '^0x[0-9a-f]{1,16}$', description });
-const count = (description: string) => Type.Integer({ minimum: 0, description });
-const ids = (description: string) => Type.Array(Type.String(), { description });
-const orNull = <T extends Type.TSchema>(schema: T, description: string) =>
-  Type.Union([schema, Type.Null()], { description });
-const words = <const T extends string[]>(values: [...T], description: string) => Type.Enum(values, { description });
 
 const domainSpec = Type.Object(
   {
@@ -38,7 +32,10 @@ const busSpec = Type.Object(
   {
     domain: reference('domain that the bus belongs to'),
     transport: words(['loopback'], 'How messages travel: loopback is rings in shared memory, one Unix socket a bus.'),
-    role: words(['driver'], 'What the domain does on this bus: driver, it uses devices.'),
+    role: words(
+      ['driver', 'device'],
+      'What the domain does on this bus: driver, it uses devices; device, it serves them.',
+    ),
     maxMessageSizeBytes: Type.Optional(
       Type.Integer({
         minimum: limits.messageSizeMinBytes,
@@ -69,6 +66,14 @@ const blkBackendSpec = Type.Object(
         description: 'What the guest reads with GET_ID: at most 20 printable ASCII characters. Without it: the id.',
       }),
     ),
+    queues: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: limits.blkQueuesMax,
+        default: 1,
+        description: 'Request queues. A guest with several processors uses one each.',
+      }),
+    ),
   },
   { ...strict, title: 'BlkBackendSpec' },
 );
@@ -83,10 +88,110 @@ const rngBackendSpec = Type.Object(
   { ...strict, title: 'RngBackendSpec' },
 );
 
-const backendSpec = Type.Union([blkBackendSpec, rngBackendSpec], {
-  title: 'BackendSpec',
-  description: 'What serves a device; `type` says which fields it has.',
+const consolePortSpec = Type.Object(
+  {
+    name: Type.Optional(
+      Type.String({
+        pattern: '^[ -~]*$',
+        maxLength: limits.consolePortNameMaxBytes,
+        description: 'Name that the guest sees, printable ASCII.',
+      }),
+    ),
+    socket: Type.Optional(
+      Type.String({
+        ...absolutePath,
+        description: 'Unix stream socket that the service listens on, an absolute path. One program at a time.',
+      }),
+    ),
+    pty: Type.Optional(
+      Type.String({
+        ...absolutePath,
+        description: 'Symbolic link to a pseudo terminal, an absolute path. A port has this or a socket.',
+      }),
+    ),
+  },
+  { ...strict, title: 'ConsolePortSpec' },
+);
+
+const consoleBackendSpec = Type.Object(
+  {
+    type: Type.Literal('console', { description: 'A console and other streams of bytes.' }),
+    ports: Type.Array(consolePortSpec, {
+      minItems: 1,
+      maxItems: limits.consolePortsMax,
+      description: 'The first port is the console.',
+    }),
+    cols: Type.Optional(Type.Integer({ minimum: 1, maximum: 0xffff, description: 'Columns of the console.' })),
+    rows: Type.Optional(Type.Integer({ minimum: 1, maximum: 0xffff, description: 'Rows of the console.' })),
+  },
+  { ...strict, title: 'ConsoleBackendSpec' },
+);
+
+const shmBackendSpec = Type.Object(
+  {
+    type: Type.Literal('shm', { description: 'A test device with one shared memory region.' }),
+    bytes: Type.Optional(
+      Type.Integer({
+        minimum: limits.shmRegionMinBytes,
+        maximum: limits.shmRegionMaxBytes,
+        multipleOf: limits.shmRegionMinBytes,
+        default: limits.shmRegionDefaultBytes,
+        description: 'Size of the region.',
+      }),
+    ),
+  },
+  { ...strict, title: 'ShmBackendSpec' },
+);
+
+const templateBackendSpec = Type.Object(
+  {
+    type: Type.Literal('template', { description: 'An example for those who write a backend: it greets.' }),
+    greeting: Type.Optional(
+      Type.String({ maxLength: 100, default: 'Hello', description: 'What stands before the name in an answer.' }),
+    ),
+  },
+  { ...strict, title: 'TemplateBackendSpec' },
+);
+
+const servedNumber = Type.Integer({
+  minimum: 0,
+  maximum: 0xffff,
+  description: 'Number that the serving side gave it.',
 });
+
+const guestBackendSpec = Type.Object(
+  {
+    type: Type.Literal('guest', { description: 'A device that the guest of a bus of role device serves.' }),
+    bus: reference('bus whose guest serves the device'),
+    deviceNumber: servedNumber,
+  },
+  { ...strict, title: 'GuestBackendSpec' },
+);
+
+const bridgeBackendSpec = Type.Object(
+  {
+    type: Type.Literal('bridge', { description: 'A device on a bus of another bridge; this one is the guest there.' }),
+    socket: Type.String({ ...absolutePath, description: 'Socket of that bus, an absolute path.' }),
+    deviceNumber: servedNumber,
+  },
+  { ...strict, title: 'BridgeBackendSpec' },
+);
+
+const backendSpec = Type.Union(
+  [
+    guestBackendSpec,
+    bridgeBackendSpec,
+    blkBackendSpec,
+    rngBackendSpec,
+    consoleBackendSpec,
+    shmBackendSpec,
+    templateBackendSpec,
+  ],
+  {
+    title: 'BackendSpec',
+    description: 'What serves a device; `type` says which fields it has.',
+  },
+);
 
 const attachmentSpec = Type.Object(
   {
@@ -103,19 +208,6 @@ const attachmentSpec = Type.Object(
   { ...strict, title: 'AttachmentSpec', description: 'One backend bound to one device number of a bus.' },
 );
 
-const Peer = Type.Object({ pid: Type.Integer(), uid: Type.Integer(), gid: Type.Integer() });
-const reason = orNull(Type.String(), 'Why, where the state needs a reason.');
-
-const Counters = Type.Object({
-  messagesIn: count('Messages from the guest.'),
-  messagesOut: count('Messages to the guest.'),
-  doorbellsIn: count('Doorbells from the guest.'),
-  doorbellsOut: count('Doorbells to the guest.'),
-  malformed: count('Malformed messages, dropped.'),
-  dropped: count('Messages dropped for another reason.'),
-  failures: count('Failure events sent to the guest.'),
-});
-
 const domainStatus = Type.Object(
   { domid: Type.Integer({ description: 'Number of the domain while the service runs.' }), buses: ids('Its buses.') },
   { title: 'DomainStatus' },
@@ -123,15 +215,12 @@ const domainStatus = Type.Object(
 
 const busStatus = Type.Object(
   {
-    state: words(
-      ['pending', 'listening', 'handshake', 'connected', 'failed'],
-      'pending: not open yet. listening: waits for a guest. handshake, connected: has one. failed: not open, is tried again.',
-    ),
+    state: busState,
     reason,
     address: Type.String({ description: 'What a guest connects to.' }),
     epoch: u64('Number of the connection, 0x0 before the first one.'),
-    peer: orNull(Peer, 'The connected process.'),
-    counters: Counters,
+    peer,
+    counters,
     regions: count('Memory regions of the guest.'),
     regionBytes: count('Their size.'),
     regionsDraining: count('Regions already removed that I/O still uses.'),
@@ -162,11 +251,14 @@ const attachmentStatus = Type.Object(
     deviceType: Type.String({ description: 'Name of the virtio device type.' }),
     deviceStatus: ids('Names of the virtio device status bits that are set.'),
     recovery: words(['resume', 'reset'], 'What a restart of the service does to the device.'),
-    dataPath: words(['direct', 'shadow'], 'direct: the backend uses the memory of the guest. shadow: copies.'),
+    dataPath: words(
+      ['direct', 'relayed', 'shadow'],
+      'direct: the backend uses the memory of the guest. relayed: so does the side that serves it. shadow: copies.',
+    ),
     epoch: u64('Epoch of the bus.'),
     queues: Type.Array(Queue),
-    requests: count('Requests completed.'),
-    bytes: count('Bytes moved for them.'),
+    requests: orNull(count('Requests.'), 'Requests taken, null where data does not pass the bridge.'),
+    bytes: orNull(count('Bytes.'), 'Bytes of them, null where data does not pass the bridge.'),
   },
   { title: 'AttachmentStatus' },
 );

@@ -1,3 +1,4 @@
+import type { Channel, MessageRecord, Share } from './observations.ts';
 import type { Kind, Kinds } from './schemas.ts';
 
 /** What the service is asked to have, by the config file or by a client. */
@@ -27,10 +28,19 @@ export interface PutResult<K extends Kind> {
   readonly resource: Resource<K>;
 }
 
-export interface Page<K extends Kind> {
-  readonly items: readonly Resource<K>[];
-  /** Id to go on after, else null. */
-  readonly next: string | null;
+export interface PageOf<T, Cursor = string> {
+  readonly items: readonly T[];
+  /** What to go on after, null on the last page. */
+  readonly next: Cursor | null;
+}
+
+export type Page<K extends Kind> = PageOf<Resource<K>>;
+
+export interface PageRequest<Cursor = string> {
+  /** 1 to `limits.apiPageMaxItems`. */
+  readonly limit: number;
+  /** Only items after this one. */
+  readonly after?: Cursor;
 }
 
 /** The revision the object must have, or that it must exist at all, or that it must not. */
@@ -44,9 +54,18 @@ export interface Commands {
   put<K extends Kind>(kind: K, id: string, spec: Kinds[K]['spec'], condition?: Precondition): Promise<PutResult<K>>;
   get<K extends Kind>(kind: K, id: string): Promise<Resource<K>>;
   /** Sorted by id. */
-  list<K extends Kind>(kind: K, page: { readonly limit: number; readonly after?: string }): Promise<Page<K>>;
+  list<K extends Kind>(kind: K, page: PageRequest): Promise<Page<K>>;
   /** Resolves when the object is gone: a detach waits, bounded, for requests in flight. */
   delete(kind: Kind, id: string, condition?: Precondition): Promise<void>;
+  /** The message path of each bus, sorted by the id of the bus. */
+  listChannels(page: PageRequest): Promise<PageOf<Channel>>;
+  /** @param bus id of the bus */
+  getChannel(bus: string): Promise<Channel>;
+  /** Headers of the last messages of a bus, oldest first; those of the last guest when none is there. */
+  listRecords(bus: string, page: PageRequest<number>): Promise<PageOf<MessageRecord, number>>;
+  /** Memory that guests share now, sorted by id. */
+  listShares(page: PageRequest): Promise<PageOf<Share>>;
+  getShare(id: string): Promise<Share>;
   /** Why the service is not ready, or null when it is. */
   readiness(): string | null;
 }

@@ -1,7 +1,15 @@
 import { VmsgError } from '../../kit/errors.ts';
 import type { Backend } from '../../ports/backend.ts';
-import { type BackendFactories, type BackendFactory, LateBackendHost } from '../backend/factory.ts';
-import type { BusRuntime } from '../bus/runtime.ts';
+import {
+  type BackendFactories,
+  type BackendFactory,
+  LateBackendHost,
+  type LocalBackendType,
+} from '../backend/factory.ts';
+import { DeviceBus } from '../bus/device-bus.ts';
+import { BusRuntime } from '../bus/runtime.ts';
+import type { RemoteBus } from '../remote/remote-bus.ts';
+import type { Upstream } from '../remote/upstream.ts';
 import type {
   AttachedDevice,
   LaneAttachSpec,
@@ -16,7 +24,9 @@ import type {
 export interface LaneCoreOptions {
   readonly backends: BackendFactories;
   /** Builds a bus with its transport and recovery store. @throws VmsgError */
-  readonly makeBus: (spec: LaneBusSpec, emit: (event: LaneEvent) => void) => BusRuntime;
+  readonly makeBus: (spec: LaneBusSpec, emit: (event: LaneEvent) => void) => BusRuntime | DeviceBus;
+  /** A connection, made when needed, to a bus of another bridge. */
+  readonly makeUpstream: (socket: string) => Upstream;
   readonly emit: (event: LaneEvent) => void;
 }
 
@@ -27,7 +37,8 @@ type Handlers = {
 /** What a lane does, wherever it runs: carries out commands on its buses. */
 export class LaneCore {
   readonly #o: LaneCoreOptions;
-  readonly #buses = new Map<string, BusRuntime>();
+  readonly #buses = new Map<string, BusRuntime | DeviceBus>();
+  readonly #upstreams = new Map<string, Upstream>();
   readonly #handlers: Handlers = {
     openBus: (spec) => this.#openBus(spec),
     listenBus: ({ bus }) => this.#listenBus(bus),
@@ -47,7 +58,13 @@ export class LaneCore {
     return this.#handlers[name](argument);
   }
 
-  #bus(bus: string): BusRuntime {
+  #driverBus(bus: string): BusRuntime {
+    const runtime = this.#bus(bus);
+    if (runtime instanceof BusRuntime) return runtime;
+    throw new VmsgError('invalid-request', `the guest of bus ${bus} serves devices; it cannot use one`);
+  }
+
+  #bus(bus: string): BusRuntime | DeviceBus {
     const runtime = this.#buses.get(bus);
     if (runtime === undefined) throw new VmsgError('not-found', `the lane has no bus ${bus}`);
     return runtime;
@@ -72,13 +89,47 @@ export class LaneCore {
   }
 
   async #attach(spec: LaneAttachSpec): Promise<AttachedDevice> {
-    this.#bus(spec.bus);
+    const { backend } = spec;
+    const bus = this.#driverBus(spec.bus);
+    if (backend.type === 'guest')
+      return await bus.attachRemote(spec, this.#servingBus(backend.bus), backend.deviceNumber);
+    if (backend.type === 'bridge') {
+      const upstream = this.#upstream(backend.socket);
+      const remote = await upstream.remote();
+      if (!upstream.takeFor(spec.bus, remote)) {
+        throw new VmsgError('backend-busy', `the bus at ${backend.socket} serves another bus of this bridge`);
+      }
+      return await bus.attachRemote(spec, remote, backend.deviceNumber);
+    }
+    return await this.#attachLocal(spec, backend);
+  }
+
+  #servingBus(bus: string): RemoteBus {
+    const runtime = this.#bus(bus);
+    if (!(runtime instanceof DeviceBus))
+      throw new VmsgError('invalid-request', `the guest of bus ${bus} serves no devices`);
+    if (runtime.remote === undefined) throw new VmsgError('unavailable', `bus ${bus} has no guest now`);
+    return runtime.remote;
+  }
+
+  #upstream(socket: string): Upstream {
+    const known = this.#upstreams.get(socket);
+    if (known !== undefined) return known;
+    const upstream = this.#o.makeUpstream(socket);
+    this.#upstreams.set(socket, upstream);
+    return upstream;
+  }
+
+  async #attachLocal(
+    spec: LaneAttachSpec,
+    backendSpec: Extract<LaneBackendSpec, { type: LocalBackendType }>,
+  ): Promise<AttachedDevice> {
     const host = new LateBackendHost();
-    const open = this.#o.backends[spec.backend.type] as BackendFactory;
-    const backend: Backend = await open(spec.backend as LaneBackendSpec as never, host);
+    const open = this.#o.backends[backendSpec.type] as BackendFactory;
+    const backend: Backend = await open(backendSpec as never, host);
     try {
       // The bus may have gone while the backend was opened.
-      return this.#bus(spec.bus).attach(spec, backend, (device) => host.bind(device));
+      return this.#driverBus(spec.bus).attach(spec, backend, (device) => host.bind(device));
     } catch (error) {
       await backend.close();
       throw error;
@@ -86,7 +137,7 @@ export class LaneCore {
   }
 
   async #detach(bus: string, attachment: string): Promise<null> {
-    await this.#bus(bus).detach(attachment);
+    await this.#driverBus(bus).detach(attachment);
     return null;
   }
 
@@ -98,6 +149,8 @@ export class LaneCore {
     const buses = [...this.#buses.values()];
     await Promise.all(buses.map((bus) => bus.suspend()));
     await Promise.all(buses.map((bus) => bus.close(false)));
+    await Promise.all([...this.#upstreams.values()].map((upstream) => upstream.close()));
+    this.#upstreams.clear();
     this.#buses.clear();
     return null;
   }

@@ -11,6 +11,8 @@ import type { GuestIdentity } from '../../ports/bus.ts';
 export interface LaneBusSpec {
   readonly bus: string;
   readonly transport: 'loopback';
+  /** What the guest does: it uses devices, or it serves them. */
+  readonly role: 'driver' | 'device';
   /** Number of the domain, told to the guest. */
   readonly domid: number;
   readonly socketPath: string;
@@ -25,8 +27,28 @@ export interface LaneBusSpec {
 }
 
 export type LaneBackendSpec =
-  | { readonly type: 'blk'; readonly path: string; readonly readOnly: boolean; readonly serial: string }
-  | { readonly type: 'rng'; readonly source: string };
+  | {
+      readonly type: 'blk';
+      readonly path: string;
+      readonly readOnly: boolean;
+      readonly serial: string;
+      /** 1 by default. */
+      readonly queues?: number;
+    }
+  | { readonly type: 'rng'; readonly source: string }
+  | {
+      readonly type: 'console';
+      /** Each with a socket or a pty: absolute paths. An empty name is none. */
+      readonly ports: readonly { readonly name: string; readonly socket?: string; readonly pty?: string }[];
+      readonly cols?: number;
+      readonly rows?: number;
+    }
+  /** A device that the guest of another bus serves. */
+  | { readonly type: 'guest'; readonly bus: string; readonly deviceNumber: number }
+  /** A device of another bridge's bus. */
+  | { readonly type: 'bridge'; readonly socket: string; readonly deviceNumber: number }
+  | { readonly type: 'shm'; readonly bytes: number }
+  | { readonly type: 'template'; readonly greeting: string };
 
 export interface LaneAttachSpec {
   readonly bus: string;
@@ -84,8 +106,12 @@ export interface DeviceSnapshot {
   /** virtio device status bits. */
   readonly status: number;
   readonly queues: readonly { readonly index: number; readonly size: number; readonly inFlight: number }[];
-  readonly requests: number;
-  readonly bytes: number;
+  /** null where data does not pass the bridge. */
+  readonly requests: number | null;
+  readonly bytes: number | null;
+  readonly recovery: 'resume' | 'reset';
+  /** direct: the backend uses the guest's memory here. relayed: messages and memory are passed on. */
+  readonly dataPath: 'direct' | 'relayed';
   /** Why the device needs a reset or cannot work, else null. */
   readonly reason: string | null;
 }
@@ -113,6 +139,10 @@ export type LaneEvent =
       readonly status: number;
       readonly reason: string | null;
     }
+  /** What served a device is gone; the lane has removed the attachment. */
+  | { readonly type: 'attachment-lost'; readonly bus: string; readonly attachment: string; readonly reason: string }
+  /** Devices that a guest of role `device` serves came or went. */
+  | { readonly type: 'served-devices'; readonly bus: string; readonly devices: readonly number[] }
   | { readonly type: 'lane-failed'; readonly reason: string };
 
 export type LaneCommandName = keyof LaneCommands;

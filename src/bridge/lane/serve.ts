@@ -1,9 +1,11 @@
 import type { MessagePort } from 'node:worker_threads';
 import { toErrorData } from '../../kit/errors.ts';
+import type { Closable } from '../../kit/scope.ts';
 import { drainEventfd } from '../../libc/eventfd.ts';
 import type { Poller } from '../../libc/poll.ts';
 import { LaneCore, type LaneCoreOptions } from './core.ts';
 import type { LaneReply, LaneRequest } from './protocol.ts';
+import type { LaneWorkerData } from './worker-lane.ts';
 
 /**
  * The Worker's side of a lane: answers commands, posts events, and ends the thread when the shutdown eventfd is
@@ -11,8 +13,8 @@ import type { LaneReply, LaneRequest } from './protocol.ts';
  */
 export function serveLane(
   port: MessagePort,
-  shutdownFd: number,
-  poller: Poller,
+  { shutdownFd, released }: LaneWorkerData,
+  poller: Poller & Closable,
   make: (emit: (event: Extract<LaneReply, { event: unknown }>['event']) => void) => LaneCoreOptions,
 ): void {
   const post = (reply: LaneReply): void => port.postMessage(reply);
@@ -25,10 +27,13 @@ export function serveLane(
     }
   };
   port.on('message', (request: LaneRequest) => void answer(request));
-  const watch = poller.watch(shutdownFd, () => {
+  poller.watch(shutdownFd, () => {
     drainEventfd(shutdownFd);
-    watch.close();
+    poller.close();
     port.close();
+    const flag = new Int32Array(released);
+    Atomics.store(flag, 0, 1);
+    Atomics.notify(flag, 0);
     process.exit(0);
   });
 }

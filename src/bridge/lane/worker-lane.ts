@@ -9,6 +9,8 @@ import type { Lane, LaneCommandName, LaneCommands, LaneEvent, LaneReply, LaneReq
 export interface LaneWorkerData {
   /** An eventfd; when it is signalled the lane ends, whatever else it does. */
   readonly shutdownFd: number;
+  /** One i32; the Worker sets and notifies it when nothing of the kernel can call into it any more. */
+  readonly released: SharedArrayBuffer;
 }
 
 interface Pending {
@@ -25,7 +27,15 @@ export class WorkerLane implements Lane {
   readonly #worker: Worker;
   readonly #shutdown: Fd;
   readonly #pending = new Map<number, Pending>();
-  readonly #onExit = (): void => this.close();
+  readonly #released = new Int32Array(new SharedArrayBuffer(4));
+  /**
+   * Node ends the Workers with the process: one that is called by the kernel at that moment aborts it. The wait also
+   * covers a Worker that sits in a system call.
+   */
+  readonly #onExit = (): void => {
+    this.close();
+    Atomics.wait(this.#released, 0, 0, limits.laneReleaseTimeoutMs);
+  };
   #listener: ((event: LaneEvent) => void) | undefined;
   #nextCall = 1;
   #ended = false;
@@ -33,12 +43,12 @@ export class WorkerLane implements Lane {
   /** @param entry module that runs `serveLane` */
   constructor(entry: URL) {
     this.#shutdown = createEventfd();
-    const workerData: LaneWorkerData = { shutdownFd: this.#shutdown.number };
+    const released = this.#released.buffer as SharedArrayBuffer;
+    const workerData: LaneWorkerData = { shutdownFd: this.#shutdown.number, released };
     this.#worker = new Worker(entry, { workerData });
     this.#worker.on('message', (reply: LaneReply) => this.#onReply(reply));
     this.#worker.on('error', (error) => this.#end(error.message));
     this.#worker.on('exit', (code) => this.#end(`the lane ended with code ${code}`));
-    // Leaving without close would wait for a Worker that sits in a system call.
     process.on('exit', this.#onExit);
   }
 

@@ -48,7 +48,7 @@ export function referencesOf(kind: Kind, spec: Kinds[Kind]['spec']): readonly Re
   const fields = {
     domains: {},
     buses: { domain: 'domains' },
-    backends: {},
+    backends: 'type' in spec && spec.type === 'guest' ? { bus: 'buses' } : {},
     attachments: { bus: 'buses', backend: 'backends' },
   };
   return Object.entries<string>(fields[kind]).map(([field, target]) => ({

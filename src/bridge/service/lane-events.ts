@@ -32,6 +32,14 @@ export function reportLaneEvent(event: LaneEvent, { inventory, events, log }: Re
     case 'device-status':
       reportDevice(event, inventory, events);
       return;
+    case 'served-devices': {
+      const devices = event.devices.map(String);
+      events.emit({ type: event.type, kind: 'buses', object: event.bus, data: { devices } });
+      return;
+    }
+    case 'attachment-lost':
+      // The state of the attachment says it.
+      return;
     case 'lane-failed':
       log.warn({ reason: event.reason }, 'the lane failed');
       events.emit({ type: event.type, kind: 'service', object: '', data: { reason: event.reason } });

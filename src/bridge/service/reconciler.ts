@@ -162,6 +162,39 @@ export class Reconciler {
     }
   }
 
+  /**
+   * As `enter`, but what waits for another side, which is not there now, is tried again instead of refused.
+   * @throws VmsgError as `enter`
+   */
+  async enterOrWait(entry: Entry): Promise<void> {
+    try {
+      await this.enter(entry);
+    } catch (error) {
+      const backend =
+        entry.kind === 'attachments' ? this.#parts.inventory.get('backends', entry.spec.backend) : undefined;
+      const servedElsewhere = backend?.spec.type === 'guest' || backend?.spec.type === 'bridge';
+      if (!servedElsewhere || !hasCode(error, 'unavailable')) throw error;
+      entry.lane.reason = (error as Error).message;
+    }
+  }
+
+  /** The lane has lost what served an attachment. */
+  lost(attachment: string, reason: string): void {
+    const entry = this.#parts.inventory.get('attachments', attachment);
+    if (entry?.lane.state !== 'in') return;
+    Object.assign(entry.lane, { state: 'out', deviceNumber: null, degraded: false, reason });
+    this.announce(entry);
+    if (entry.phase === 'present') this.#schedule(entry, limits.reconcileRetryMinMs);
+  }
+
+  /** The guest of a bus serves other devices now: attachments that wait for one are tried at once. */
+  servedDevicesChanged(bus: string): void {
+    for (const backend of this.#parts.inventory.all('backends')) {
+      if (backend.spec.type !== 'guest' || backend.spec.bus !== bus) continue;
+      this.kick(this.#parts.inventory.users('backends', backend.id));
+    }
+  }
+
   /** Ends all tries. */
   stop(): void {
     this.#stopped = true;
@@ -229,7 +262,23 @@ export class Reconciler {
 const serialMaxChars = 20;
 
 function laneBackendSpec({ id, spec }: Entry<'backends'>): LaneBackendSpec {
-  if (spec.type === 'rng') return { type: 'rng', source: spec.source ?? '/dev/urandom' };
-  const serial = spec.serial ?? id.slice(0, serialMaxChars);
-  return { type: 'blk', path: spec.path, readOnly: spec.readOnly ?? false, serial };
+  switch (spec.type) {
+    case 'rng':
+      return { type: 'rng', source: spec.source ?? '/dev/urandom' };
+    case 'console': {
+      const ports = spec.ports.map(({ name = '', ...where }) => ({ name, ...where }));
+      return { ...spec, ports };
+    }
+    case 'shm':
+      return { type: 'shm', bytes: spec.bytes ?? limits.shmRegionDefaultBytes };
+    case 'template':
+      return { type: 'template', greeting: spec.greeting ?? 'Hello' };
+    case 'guest':
+    case 'bridge':
+      return spec;
+    case 'blk': {
+      const { path, readOnly = false, serial = id.slice(0, serialMaxChars), queues } = spec;
+      return { type: 'blk', path, readOnly, serial, ...(queues === undefined ? {} : { queues }) };
+    }
+  }
 }

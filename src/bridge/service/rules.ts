@@ -36,10 +36,28 @@ const listed = (entries: readonly Entry[]): string => {
 export function checkShape(kind: Kind, id: string, spec: unknown): void {
   const wrongId = findProblem(idSchema, id);
   if (wrongId !== null) throw new VmsgError('invalid-request', `the id ${wrongId.message}`);
-  const problem = findProblem(kindSchemas[kind].spec, spec);
+  const problem = findProblem(kindSchemas[kind].spec, spec) ?? specProblem(kind, spec as Kinds[Kind]['spec']);
   if (problem === null) return;
   const field = problem.pointer === '' ? 'the body' : problem.pointer.slice(1);
   throw new VmsgError('invalid-request', `${field} ${problem.message}`, { pointer: problem.pointer });
+}
+
+type SchemaProblem = ReturnType<typeof findProblem>;
+
+/** What a schema cannot say about a spec that fulfils it. */
+function specProblem(kind: Kind, spec: Kinds[Kind]['spec']): SchemaProblem {
+  return kind === 'backends' && 'ports' in spec ? consoleProblem(spec) : null;
+}
+
+function consoleProblem({ ports, cols, rows }: Extract<BackendSpec, { type: 'console' }>): SchemaProblem {
+  const paths = ports.map(({ socket, pty }) => socket ?? pty);
+  for (const [i, { socket, pty }] of ports.entries()) {
+    const pointer = `/ports/${i}`;
+    if ((socket === undefined) === (pty === undefined)) return { pointer, message: 'needs a socket or a pty' };
+    if (paths.indexOf(paths[i]) < i) return { pointer, message: 'has the path of another port' };
+  }
+  if ((cols === undefined) === (rows === undefined)) return null;
+  return { pointer: cols === undefined ? '/cols' : '/rows', message: 'is missing: cols and rows belong together' };
 }
 
 /** @throws VmsgError `precondition-failed` */
@@ -86,7 +104,8 @@ export function checkAttachment(inventory: Inventory, id: string, spec: Attachme
   const backend = inventory.get('backends', spec.backend);
   const [user] = others('backends', spec.backend);
   if (backend !== undefined && user !== undefined && !isShareable(backend.spec)) {
-    const message = `${nameOf('backends', spec.backend)} is writable and belongs to ${nameOf('attachments', user.id)}`;
+    const why = backend.spec.type === 'blk' ? 'is writable and' : 'serves one guest and';
+    const message = `${nameOf('backends', spec.backend)} ${why} belongs to ${nameOf('attachments', user.id)}`;
     throw new VmsgError('backend-busy', message, { pointer: '/backend' });
   }
   const neighbours = others('buses', spec.bus);
@@ -102,7 +121,11 @@ export function checkAttachment(inventory: Inventory, id: string, spec: Attachme
   }
 }
 
-const isShareable = (spec: BackendSpec): boolean => spec.type === 'rng' || spec.readOnly === true;
+const exclusive: ReadonlySet<BackendSpec['type']> = new Set(['console', 'guest', 'bridge']);
+
+/** A writable disk and what is one device belong to one; of other kinds each attachment gets a device of its own. */
+const isShareable = (spec: BackendSpec): boolean =>
+  spec.type === 'blk' ? spec.readOnly === true : !exclusive.has(spec.type);
 
 /**
  * Whether a put changes an object. Absent fields count as their defaults.

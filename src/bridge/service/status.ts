@@ -1,4 +1,5 @@
 import type { ChannelCounters } from '../../device/channel.ts';
+import { deviceName } from '../../virtio/device-ids.ts';
 import { describeStatus, status as statusBits } from '../../virtio/status.ts';
 import type { AttachmentStatus, BackendStatus, BusStatus, DomainStatus, Kind, Resource } from '../commands.ts';
 import type { BusSnapshot, DeviceSnapshot, LaneSnapshot } from '../lane/protocol.ts';
@@ -14,7 +15,7 @@ export interface StatusSources {
   readonly addressOf: (bus: string) => string;
 }
 
-const noCounters: ChannelCounters = {
+export const noCounters: ChannelCounters = {
   messagesIn: 0,
   messagesOut: 0,
   doorbellsIn: 0,
@@ -62,7 +63,7 @@ function backendStatus({ id, spec }: Entry<'backends'>, { inventory }: StatusSou
   return { deviceType: spec.type, attachments: visibleIds(inventory.users('backends', id)) };
 }
 
-const busIn = (snapshot: LaneSnapshot | null, id: string): BusSnapshot | undefined =>
+export const busIn = (snapshot: LaneSnapshot | null, id: string): BusSnapshot | undefined =>
   snapshot?.buses.find(({ bus }) => bus === id);
 
 function busStatus(entry: Entry<'buses'>, sources: StatusSources): BusStatus {
@@ -80,7 +81,7 @@ function busStatus(entry: Entry<'buses'>, sources: StatusSources): BusStatus {
   };
 }
 
-function busState(
+export function busState(
   { lane }: Entry<'buses'>,
   bus: BusSnapshot | undefined,
   laneFailure: string | null,
@@ -93,17 +94,19 @@ function busState(
 function attachmentStatus(entry: Entry<'attachments'>, sources: StatusSources): AttachmentStatus {
   const bus = busIn(sources.snapshot, entry.spec.bus);
   const device = bus?.devices.find(({ attachment }) => attachment === entry.id);
+  const backendType = sources.inventory.get('backends', entry.spec.backend)?.spec.type;
+  const servedElsewhere = backendType === 'guest' || backendType === 'bridge';
   return {
     ...attachmentState(entry, device, sources.laneFailure),
     deviceNumber: entry.lane.deviceNumber,
-    deviceType: sources.inventory.get('backends', entry.spec.backend)?.spec.type ?? 'unknown',
+    deviceType: device === undefined ? (backendType ?? 'unknown') : deviceName(device.deviceType),
     deviceStatus: statusNames(device?.status ?? 0),
-    recovery: 'resume',
-    dataPath: 'direct',
+    recovery: device?.recovery ?? (servedElsewhere ? 'reset' : 'resume'),
+    dataPath: device?.dataPath ?? (servedElsewhere ? 'relayed' : 'direct'),
     epoch: hex(bus?.epoch ?? 0n),
     queues: device?.queues ?? [],
-    requests: device?.requests ?? 0,
-    bytes: device?.bytes ?? 0,
+    requests: device === undefined ? 0 : device.requests,
+    bytes: device === undefined ? 0 : device.bytes,
   };
 }
 

@@ -1,16 +1,15 @@
 import { assert } from '../../kit/assert.ts';
-import { limits } from '../../kit/limits.ts';
-import { type Access, type AddressSpace, TranslateFault } from '../../ports/memory.ts';
-import { splitU64 } from '../../wire/bytes.ts';
+import type { AddressSpace } from '../../ports/memory.ts';
+import { descWords, LeaseList } from '../chain.ts';
+import { CompletionOrder } from '../completion-order.ts';
 import { feature } from '../features.ts';
-import type { InflightLog } from '../inflight.ts';
 import { type Chain, type DeviceQueue, QueueFault, type QueueSetup } from '../queue.ts';
-import { ChainReader, LeaseList } from './chain.ts';
+import { openRingParts } from '../ring-memory.ts';
+import { SplitChainReader } from './chain.ts';
+import type { SplitInflightLog } from './inflight.ts';
 import {
   AVAIL_RING,
   availEventAt,
-  descWords,
-  isQueueSize,
   passesEvent,
   RING_FLAGS,
   RING_IDX,
@@ -30,46 +29,22 @@ interface DeviceRing {
   readonly lease: LeaseList;
 }
 
-/** Translates one part into one piece of host memory, which typed arrays need, aligned for its widest access. */
-function openPart(
-  memory: AddressSpace,
-  name: string,
-  address: bigint,
-  bytes: number,
-  align: number,
-  access: Access,
-  lease: LeaseList,
-): Uint8Array | QueueFault {
-  if (address % BigInt(align) !== 0n) return new QueueFault('ring-alignment', `${name} at 0x${address.toString(16)}`);
-  const parts: Uint8Array[] = [];
-  const { hi, lo } = splitU64(address);
-  const held = memory.translate(hi, lo, bytes, access, parts);
-  if (held instanceof TranslateFault) return new QueueFault('ring-memory', `${name}: ${held.reason}`);
-  lease.add(held);
-  const part = parts[0]!;
-  if (parts.length !== 1) return new QueueFault('ring-memory', `${name} is scattered in host memory`);
-  if (part.byteOffset % Math.min(align, 4) !== 0) {
-    return new QueueFault('ring-memory', `${name} is not aligned in host memory`);
-  }
-  return part;
-}
-
 function openRing(setup: QueueSetup, memory: AddressSpace): DeviceRing | QueueFault {
   const { size } = setup;
-  if (!isQueueSize(size, limits.queueSizeMax)) return new QueueFault('queue-size', `${size} entries`);
   const bytes = splitRingBytes(size);
   const align = splitRingAlign;
   const lease = new LeaseList();
-  const desc = openPart(memory, 'descriptor area', setup.descAddr, bytes.desc, align.desc, 'read', lease);
-  const driver = openPart(memory, 'driver area', setup.driverAddr, bytes.driver, align.driver, 'read', lease);
-  const device = openPart(memory, 'device area', setup.deviceAddr, bytes.device, align.device, 'write', lease);
-  for (const part of [desc, driver, device]) {
-    if (part instanceof QueueFault) {
-      lease.release();
-      return part;
-    }
-  }
-  const [d, a, u] = [desc, driver, device] as [Uint8Array, Uint8Array, Uint8Array];
+  const parts = openRingParts(
+    memory,
+    [
+      { name: 'descriptor area', address: setup.descAddr, bytes: bytes.desc, align: align.desc, access: 'read' },
+      { name: 'driver area', address: setup.driverAddr, bytes: bytes.driver, align: align.driver, access: 'read' },
+      { name: 'device area', address: setup.deviceAddr, bytes: bytes.device, align: align.device, access: 'write' },
+    ],
+    lease,
+  );
+  if (parts instanceof QueueFault) return parts;
+  const [d, a, u] = parts as [Uint8Array, Uint8Array, Uint8Array];
   return {
     desc: new Uint32Array(d.buffer, d.byteOffset, size * descWords),
     avail: new Uint16Array(a.buffer, a.byteOffset, bytes.driver / 2),
@@ -80,19 +55,17 @@ function openRing(setup: QueueSetup, memory: AddressSpace): DeviceRing | QueueFa
 }
 
 /**
- * Opens the device half of a split queue (virtio 1.3, 2.7). With a log that is resumable the queue continues
- * where the last process stopped: chains in flight are popped again first, in their order, and nothing that the
- * driver saw completed. With any other log, or none, the rings are taken to be at index 0 and the log is started.
- * The log has the size of the queue.
+ * Opens the device half of a split queue (virtio 1.3, 2.7); the log does what `openDeviceQueue` says.
+ * @param setup of a size that was checked
  */
 export function openSplitDeviceQueue(
   setup: QueueSetup,
   memory: AddressSpace,
-  log?: InflightLog,
+  log: SplitInflightLog | undefined,
 ): DeviceQueue | QueueFault {
   const ring = openRing(setup, memory);
   if (ring instanceof QueueFault) return ring;
-  const reader = new ChainReader(memory, setup.size, setup.features.has(feature.INDIRECT_DESC));
+  const reader = new SplitChainReader(memory, setup.size, setup.features.has(feature.INDIRECT_DESC));
   if (log === undefined) return new SplitDeviceQueue(setup, ring, reader, undefined, undefined);
   assert(log.queueSize === setup.size, 'the in-flight log has the size of its queue');
   if (!log.resumable) {
@@ -115,8 +88,9 @@ class SplitDeviceQueue implements DeviceQueue {
   readonly index: number;
   readonly size: number;
   readonly #eventIdx: boolean;
-  readonly #reader: ChainReader;
-  readonly #log: InflightLog | undefined;
+  readonly #reader: SplitChainReader;
+  readonly #log: SplitInflightLog | undefined;
+  readonly #order: CompletionOrder<Chain> | undefined;
   /** Undefined once closed: the views must not be touched after the lease ended. */
   #ring: DeviceRing | undefined;
   #fault: QueueFault | undefined;
@@ -142,8 +116,8 @@ class SplitDeviceQueue implements DeviceQueue {
   constructor(
     setup: QueueSetup,
     ring: DeviceRing,
-    reader: ChainReader,
-    log: InflightLog | undefined,
+    reader: SplitChainReader,
+    log: SplitInflightLog | undefined,
     resume: { readonly usedIdx: number; readonly heads: readonly number[] } | undefined,
   ) {
     this.index = setup.index;
@@ -151,6 +125,7 @@ class SplitDeviceQueue implements DeviceQueue {
     this.#eventIdx = setup.features.has(feature.EVENT_IDX);
     this.#reader = reader;
     this.#log = log;
+    this.#order = setup.features.has(feature.IN_ORDER) ? new CompletionOrder(setup.size) : undefined;
     this.#ring = ring;
     this.#resumed = resume?.heads ?? [];
     this.#usedNext = resume?.usedIdx ?? 0;
@@ -189,6 +164,7 @@ class SplitDeviceQueue implements DeviceQueue {
       this.#owned[head] = 1;
       this.#availNext = (this.#availNext + 1) & 0xffff;
     }
+    this.#order?.taken(chain);
     this.#popped[head] = chain;
     this.#inFlight += 1;
     return chain;
@@ -215,16 +191,28 @@ class SplitDeviceQueue implements DeviceQueue {
     this.abandon(chain);
     if (ring === undefined || this.#fault !== undefined) return this.#fault;
     assert(writtenBytes >= 0 && writtenBytes <= chain.writableBytes, 'written bytes fit into the chain');
+    const order = this.#order;
+    if (order === undefined) {
+      this.#complete(ring, chain.head, writtenBytes);
+      return undefined;
+    }
+    order.completed(chain, writtenBytes);
+    for (let done = order.shift(); done !== undefined; done = order.shift()) {
+      this.#complete(ring, done.chain.head, done.writtenBytes);
+    }
+    return undefined;
+  }
+
+  #complete(ring: DeviceRing, head: number, writtenBytes: number): void {
     const at = USED_RING + 2 * (this.#usedNext & (this.size - 1));
-    ring.usedElements[at] = chain.head;
+    ring.usedElements[at] = head;
     this.#log?.ringStored();
     ring.usedElements[at + 1] = writtenBytes;
     this.#log?.ringStored();
-    this.#log?.completed(chain.head);
+    this.#log?.completed(head);
     this.#usedNext = (this.#usedNext + 1) & 0xffff;
-    this.#batch[this.#batchLength] = chain.head;
+    this.#batch[this.#batchLength] = head;
     this.#batchLength += 1;
-    return undefined;
   }
 
   publish(): void {

@@ -1,50 +1,29 @@
 import { assert } from '../../kit/assert.ts';
 import { limits } from '../../kit/limits.ts';
-import { type FeatureSet, feature } from '../features.ts';
-import { type BufferRange, type DriverQueue, type IndirectTable, QueueFault, type UsedBuffer } from '../queue.ts';
+import { DESC_INDIRECT, DESC_NEXT, DESC_WRITE, descBytes, descWords } from '../chain.ts';
+import { feature } from '../features.ts';
+import {
+  type BufferRange,
+  type DriverQueue,
+  type DriverQueueSetup,
+  type IndirectTable,
+  QueueFault,
+  type UsedBuffer,
+} from '../queue.ts';
 import {
   AVAIL_RING,
   availEventAt,
-  DESC_INDIRECT,
-  DESC_NEXT,
-  DESC_WRITE,
-  descBytes,
-  descWords,
-  isQueueSize,
   passesEvent,
   RING_FLAGS,
   RING_IDX,
   RING_SUPPRESS,
-  splitRingAlign,
-  splitRingBytes,
   USED_RING,
   usedEventAt,
 } from './ring.ts';
 
-/** Ring memory that the driver shares with the device; sizes by `splitRingBytes`, aligned as in 2.7. */
-export interface DriverRingMemory {
-  readonly desc: Uint8Array;
-  readonly driver: Uint8Array;
-  readonly device: Uint8Array;
-}
-
-/** Where the device finds the ring memory: u64 bus addresses. */
-export interface RingAddresses {
-  readonly descAddr: bigint;
-  readonly driverAddr: bigint;
-  readonly deviceAddr: bigint;
-}
-
-export interface DriverQueueSetup extends RingAddresses {
-  /** Entries: a power of two, at most `limits.queueSizeMax`. */
-  readonly size: number;
-  /** The negotiated bits. */
-  readonly features: FeatureSet;
-  readonly memory: DriverRingMemory;
-}
-
-/** The private half of a driver queue as plain data: with it a queue continues on its ring memory. */
-export interface DriverQueueState {
+/** The private half of a split driver queue as plain data. */
+export interface SplitDriverState {
+  readonly layout: 'split';
   readonly availNext: number;
   readonly availPublished: number;
   readonly usedNext: number;
@@ -55,44 +34,22 @@ export interface DriverQueueState {
   readonly exposed: Uint8Array;
   readonly writable: Float64Array;
   readonly added: Uint16Array;
-}
-
-/** A driver queue on a split ring; `setup` holds what the device must be told. */
-export interface SplitDriverQueue extends DriverQueue {
-  readonly setup: DriverQueueSetup;
-  /** A copy of the private state. */
-  save(): DriverQueueState;
-}
-
-/**
- * Opens the driver half of a split queue (virtio 1.3, 2.7) and zeroes the ring memory. With a saved state the
- * queue continues on ring memory as it is, outstanding chains included, as after a restart of the device's
- * service; the next `kick` then asks for a notification, since an earlier one may be lost.
- */
-export function openSplitDriverQueue(setup: DriverQueueSetup, state?: DriverQueueState): SplitDriverQueue {
-  const { size, memory } = setup;
-  assert(isQueueSize(size, limits.queueSizeMax), 'a queue size is a power of two within the limit');
-  const bytes = splitRingBytes(size);
-  for (const part of ['desc', 'driver', 'device'] as const) {
-    const align = splitRingAlign[part];
-    assert(memory[part].length === bytes[part], `the ${part} area has ${bytes[part]} bytes`);
-    assert(memory[part].byteOffset % align === 0, `the ${part} area is aligned to ${align}`);
-    assert(setup[`${part}Addr`] % BigInt(align) === 0n, `the ${part} address is aligned to ${align}`);
-    if (state === undefined) memory[part].fill(0);
-  }
-  assert(state === undefined || state.next.length === size, 'the saved state has the size of the queue');
-  return new SplitDriver(setup, state);
+  readonly batch: UsedBuffer | undefined;
 }
 
 const ALL_INDICES = 0x10000;
 const LENGTH_MAX = 0xffff_ffff;
 
-/** What is known of one head: how many table entries it takes, and whether the device knows it. */
-class SplitDriver implements SplitDriverQueue {
+/**
+ * The driver half of a split queue (virtio 1.3, 2.7). With IN_ORDER the free list never changes its order: chains come
+ * back as they went, so descriptors are used in the order of the ring (2.7.9).
+ */
+export class SplitDriver implements DriverQueue {
   readonly setup: DriverQueueSetup;
   readonly size: number;
   readonly #eventIdx: boolean;
   readonly #indirect: boolean;
+  readonly #inOrder: boolean;
   readonly #desc: Uint32Array;
   readonly #avail: Uint16Array;
   readonly #used: Uint16Array;
@@ -113,24 +70,27 @@ class SplitDriver implements SplitDriverQueue {
   #availPublished: number;
   #usedNext: number;
   #usedSeen: number;
+  /** With IN_ORDER: the chain that ends the batch being returned. */
+  #batch: UsedBuffer | undefined;
   /** Chains published and not yet returned. */
   #outstanding: number;
   /** Chains published since the last decision about a kick. */
   #unkicked: number;
   #fault: QueueFault | undefined;
 
-  constructor(setup: DriverQueueSetup, state: DriverQueueState | undefined) {
+  constructor(setup: DriverQueueSetup, state: SplitDriverState | undefined) {
     const { size, memory } = setup;
     this.setup = setup;
     this.size = size;
     this.#eventIdx = setup.features.has(feature.EVENT_IDX);
     this.#indirect = setup.features.has(feature.INDIRECT_DESC);
+    this.#inOrder = setup.features.has(feature.IN_ORDER);
     const { desc, driver, device } = memory;
     this.#desc = new Uint32Array(desc.buffer, desc.byteOffset, size * descWords);
     this.#avail = new Uint16Array(driver.buffer, driver.byteOffset, driver.length / 2);
     this.#used = new Uint16Array(device.buffer, device.byteOffset, device.length / 2);
     this.#usedElements = new Uint32Array(device.buffer, device.byteOffset, USED_RING + 2 * size);
-    this.#next = state?.next.slice() ?? Uint16Array.from({ length: size }, (_, i) => i + 1);
+    this.#next = state?.next.slice() ?? Uint16Array.from({ length: size }, (_, i) => (i + 1) % size);
     this.#freeHead = state?.freeHead ?? 0;
     this.#freeDescriptors = state?.freeDescriptors ?? size;
     this.#length = state?.length.slice() ?? new Uint16Array(size);
@@ -141,6 +101,7 @@ class SplitDriver implements SplitDriverQueue {
     this.#availPublished = state?.availPublished ?? 0;
     this.#usedNext = state?.usedNext ?? 0;
     this.#usedSeen = this.#usedNext;
+    this.#batch = state?.batch;
     this.#outstanding = (this.#availPublished - this.#usedNext) & 0xffff;
     this.#unkicked = state === undefined ? 0 : ALL_INDICES;
   }
@@ -149,8 +110,13 @@ class SplitDriver implements SplitDriverQueue {
     return this.#freeDescriptors;
   }
 
-  save(): DriverQueueState {
+  get notificationData(): number {
+    return this.#availNext;
+  }
+
+  save(): SplitDriverState {
     return {
+      layout: 'split',
       availNext: this.#availNext,
       availPublished: this.#availPublished,
       usedNext: this.#usedNext,
@@ -161,6 +127,7 @@ class SplitDriver implements SplitDriverQueue {
       exposed: this.#exposed.slice(),
       writable: this.#writable.slice(),
       added: this.#added.slice(),
+      batch: this.#batch,
     };
   }
 
@@ -260,6 +227,25 @@ class SplitDriver implements SplitDriverQueue {
 
   next(): UsedBuffer | QueueFault | undefined {
     if (this.#fault !== undefined) return this.#fault;
+    let batch = this.#batch;
+    if (batch === undefined) {
+      const found = this.#look();
+      if (!this.#inOrder || found === undefined || found instanceof QueueFault) {
+        return found === undefined || found instanceof QueueFault ? found : this.#complete(found);
+      }
+      if (!this.#endsBatch(found.token)) {
+        return this.#fail(new QueueFault('used-id', `used element names ${found.token}, which is out of order`));
+      }
+      batch = found;
+    }
+    const oldest = this.#added[this.#usedNext & (this.size - 1)]!;
+    this.#batch = batch.token === oldest ? undefined : batch;
+    // 2.7.9: what the batch skips was used completely.
+    return this.#complete(batch.token === oldest ? batch : { token: oldest, writtenBytes: this.#writable[oldest]! });
+  }
+
+  /** The used element that comes next, checked. */
+  #look(): UsedBuffer | QueueFault | undefined {
     if (this.#usedNext === this.#usedSeen) {
       // 2.7.14: idx first, then the elements that it covers.
       const idx = Atomics.load(this.#used, RING_IDX);
@@ -278,18 +264,31 @@ class SplitDriver implements SplitDriverQueue {
     if (writtenBytes > this.#writable[head]!) {
       return this.#fail(new QueueFault('used-length', `${writtenBytes} bytes of ${this.#writable[head]} writable`));
     }
-    this.#free(head);
+    return { token: head, writtenBytes };
+  }
+
+  /** Whether the chains that used.idx covers include `head`. */
+  #endsBatch(head: number): boolean {
+    const step = (this.#usedSeen - this.#usedNext) & 0xffff;
+    for (let i = 0; i < step; i++) if (this.#added[(this.#usedNext + i) & (this.size - 1)] === head) return true;
+    return false;
+  }
+
+  #complete(used: UsedBuffer): UsedBuffer {
+    this.#free(used.token);
     this.#usedNext = (this.#usedNext + 1) & 0xffff;
     this.#outstanding -= 1;
-    return { token: head, writtenBytes };
+    return used;
   }
 
   #free(head: number): void {
     const count = this.#length[head]!;
-    let last = head;
-    for (let i = 1; i < count; i++) last = this.#next[last]!;
-    this.#next[last] = this.#freeHead;
-    this.#freeHead = head;
+    if (!this.#inOrder) {
+      let last = head;
+      for (let i = 1; i < count; i++) last = this.#next[last]!;
+      this.#next[last] = this.#freeHead;
+      this.#freeHead = head;
+    }
     this.#freeDescriptors += count;
     this.#length[head] = 0;
   }
@@ -303,7 +302,8 @@ class SplitDriver implements SplitDriverQueue {
     if (this.#eventIdx) Atomics.store(this.#avail, usedEventAt(this.size), this.#usedNext);
     else Atomics.store(this.#avail, RING_FLAGS, 0);
     // 2.7.14: our word first, then the look at idx; the device does the opposite.
-    return this.#fault === undefined && Atomics.load(this.#used, RING_IDX) !== this.#usedNext;
+    if (this.#fault !== undefined) return false;
+    return Atomics.load(this.#used, RING_IDX) !== this.#usedNext;
   }
 
   #fail(fault: QueueFault): QueueFault {

@@ -1,4 +1,5 @@
 import { layout, u16, u32, u64 } from '../../wire/layout.ts';
+import { descBytes } from '../chain.ts';
 
 /*
  * Layout of a split virtqueue (virtio 1.3, section 2.7). The rings are accessed through typed arrays in the
@@ -12,14 +13,6 @@ export const virtqDesc = layout('virtq_desc', 'virtio 1.3, 2.7.5', 16, {
   flags: u16(12, 'NEXT 1, WRITE 2, INDIRECT 4'),
   next: u16(14, 'index of the next descriptor when NEXT is set'),
 });
-
-export const descBytes = virtqDesc.size;
-/** u32 words of a descriptor: address low, address high, length, flags | next << 16. */
-export const descWords = descBytes / 4;
-
-export const DESC_NEXT = 1;
-export const DESC_WRITE = 2;
-export const DESC_INDIRECT = 4;
 
 /** Both rings start with u16 flags and u16 idx (2.7.6, 2.7.8). */
 export const RING_FLAGS = 0;
@@ -44,8 +37,7 @@ export function splitRingBytes(size: number): { desc: number; driver: number; de
 /** Alignment of the three parts in bytes (2.7). */
 export const splitRingAlign = { desc: 16, driver: 2, device: 4 } as const;
 
-export const isQueueSize = (size: number, max: number): boolean =>
-  Number.isInteger(size) && size >= 1 && size <= max && (size & (size - 1)) === 0;
+export const isSplitSize = (size: number): boolean => (size & (size - 1)) === 0;
 
 /**
  * Whether a step from the index before the last `count` entries to `next` passes `event` (2.7.7.2, 2.7.10.1).

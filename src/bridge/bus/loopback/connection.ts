@@ -15,6 +15,7 @@ import { refuseDescriptors, socketPair } from '../../../libc/unix-socket.ts';
 import type { Admission, BusPort, GuestConnection, ResumeClaim } from '../../../ports/bus.ts';
 import {
   descriptors,
+  guestRole,
   type Hello,
   handshakeFeatures,
   handshakeMagic,
@@ -40,6 +41,8 @@ export interface LoopbackConnectionOptions {
   readonly clock: Clock;
   readonly domid: number;
   readonly maxMessageSizeBytes: number;
+  /** What the guest of this bus does. */
+  readonly role: 'driver' | 'device';
   readonly ringMaxBytes: number;
   readonly revision: number;
   /** Bit n: dialect Dn is spoken here. */
@@ -52,6 +55,7 @@ export interface LoopbackConnectionOptions {
 }
 
 const offeredFeatures = handshakeFeatures.sleepWords | handshakeFeatures.queueNotify;
+const roleText = { driver: 'use devices', device: 'serve devices' } as const;
 const packetsPerTurn = 32;
 const ringsPerTurn = 64;
 
@@ -77,7 +81,13 @@ export class LoopbackConnection implements GuestConnection {
     this.#doorbell = this.#scope.own(ours);
     refuseDescriptors(ours.number);
     this.#guestDoorbell = this.#scope.own(theirs);
-    this.resources = this.#scope.own(new LoopbackResources(options.poller, () => this.#receive()));
+    this.resources = this.#scope.own(
+      new LoopbackResources(
+        options.poller,
+        () => this.#receive(),
+        (index, fd) => this.#sendDescriptor(index, fd),
+      ),
+    );
     const timer = options.clock.after(limits.handshakeTimeoutMs, () => {
       if (this.#phase !== 'ready') this.#fail('ETIMEDOUT', 'the handshake took too long');
     });
@@ -95,6 +105,10 @@ export class LoopbackConnection implements GuestConnection {
 
   get admission(): Admission {
     return this.#admission!;
+  }
+
+  get outOfBandKicks(): boolean {
+    return (this.#features & handshakeFeatures.queueNotify) !== 0;
   }
 
   get maxMessageSize(): number {
@@ -166,6 +180,7 @@ export class LoopbackConnection implements GuestConnection {
 
   #onHello(value: Hello): string | undefined {
     if (value.version < handshakeVersion) return `version ${value.version}`;
+    if (value.role !== guestRole[this.#o.role]) return `this bus is for guests that ${roleText[this.#o.role]}`;
     if ((value.dialects & (1 << this.#o.dialect)) === 0) return 'no common dialect';
     this.#maxMessageSize = Math.min(value.maxMessageSize, this.#o.maxMessageSizeBytes);
     if (this.#maxMessageSize < limits.messageSizeMinBytes) return `maximum message size ${value.maxMessageSize}`;
@@ -230,6 +245,12 @@ export class LoopbackConnection implements GuestConnection {
     // The handshake is a few packets: a guest whose socket is full of them does not read.
     const result = this.#o.messenger.send(this.#o.socket.number, packet, fds);
     if (result !== 'sent') this.#end('the guest does not read its socket');
+  }
+
+  #sendDescriptor(first: number, fd: number): boolean {
+    const packet = new Uint8Array(descriptors.size);
+    encode(descriptors, { ...headOf(packetType.descriptors), first, count: 1 }, packet);
+    return this.#phase === 'ready' && this.#o.messenger.send(this.#o.socket.number, packet, [fd]) === 'sent';
   }
 
   /** Tells the guest why, as far as it listens, and ends. */

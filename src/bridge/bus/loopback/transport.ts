@@ -13,6 +13,7 @@ export interface LoopbackTransportOptions {
   readonly socketMode: number;
   readonly admittedUids: readonly number[];
   readonly domid: number;
+  readonly role: 'driver' | 'device';
   readonly maxMessageSizeBytes: number;
   readonly ringMaxBytes: number;
   readonly revision: number;
@@ -95,6 +96,7 @@ export class LoopbackTransport implements BusTransport {
       poller: this.#o.poller,
       clock: this.#o.clock,
       domid: this.#o.domid,
+      role: this.#o.role,
       maxMessageSizeBytes: this.#o.maxMessageSizeBytes,
       ringMaxBytes: this.#o.ringMaxBytes,
       revision: this.#o.revision,

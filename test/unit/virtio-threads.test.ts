@@ -3,10 +3,10 @@ import { once } from 'node:events';
 import { describe, it } from 'node:test';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
 import { FeatureSet } from '../../src/virtio/features.ts';
-import type { DeviceQueue } from '../../src/virtio/queue.ts';
-import { type DriverRingMemory, openSplitDriverQueue } from '../../src/virtio/split/driver-queue.ts';
+import type { DeviceQueue, DriverRingMemory } from '../../src/virtio/queue.ts';
+import { openDriverQueue } from '../../src/virtio/rings.ts';
 import { readU32, writeU32 } from '../../src/wire/bytes.ts';
-import { dataRange, expectValue, makeRings, openDevice, Prng } from '../support/virtqueue-pair.ts';
+import { dataRange, expectValue, makeRings, openDevice, Prng, type RingKind, ringKinds } from '../support/virtqueue-pair.ts';
 
 const SIZE = 16;
 const SLOT_BYTES = 64;
@@ -48,7 +48,7 @@ function drive(shared: Shared): void {
   const { chains, memory, data } = shared;
   const addresses = { descAddr: 0n, driverAddr: 0n, deviceAddr: 0n };
   const features = FeatureSet.of(...shared.featureBits);
-  const queue = openSplitDriverQueue({ size: SIZE, features, memory, ...addresses });
+  const queue = openDriverQueue({ size: SIZE, features, memory, ...addresses });
   const kick = new Doorbell(shared.kick);
   const interrupt = new Doorbell(shared.interrupt);
   const random = new Prng(1);
@@ -91,8 +91,9 @@ function serve(queue: DeviceQueue, chains: number, kick: Doorbell, interrupt: Do
   }
 }
 
-async function run(eventIdx: boolean, chains: number): Promise<void> {
+async function run(kind: RingKind, eventIdx: boolean, chains: number): Promise<void> {
   const rings = makeRings(SIZE, {
+    ...kind,
     eventIdx,
     dataBytes: SIZE * SLOT_BYTES,
     allocate: (bytes) => new SharedArrayBuffer(bytes),
@@ -119,11 +120,14 @@ async function run(eventIdx: boolean, chains: number): Promise<void> {
 }
 
 if (isMainThread) {
-  describe('both halves of a split queue on two threads', () => {
-    for (const eventIdx of [false, true]) {
-      it(`exchange chains and wake each other (event-idx ${eventIdx ? 'on' : 'off'})`, () => run(eventIdx, 70_000));
-    }
-  });
+  for (const kind of ringKinds) {
+    describe(`both halves of a queue on two threads, ${kind.name}`, () => {
+      for (const eventIdx of [false, true]) {
+        const setting = `event-idx ${eventIdx ? 'on' : 'off'}`;
+        it(`exchange chains and wake each other (${setting})`, () => run(kind, eventIdx, 70_000));
+      }
+    });
+  }
 } else {
   drive(workerData as Shared);
 }

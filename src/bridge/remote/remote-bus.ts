@@ -1,0 +1,224 @@
+import type { SharedMemory } from '../../device/shared-memory.ts';
+import type { Clock, Timer } from '../../kit/clock.ts';
+import { type ErrnoName, errno, errnoName } from '../../kit/errno.ts';
+import { limits } from '../../kit/limits.ts';
+import {
+  type BusEvent,
+  type BusRequest,
+  type BusResponse,
+  type busRequests,
+  deviceAdded,
+  deviceRemoved,
+} from '../../virtio-msg/bus-messages.ts';
+import type { CanonicalMessage } from '../../virtio-msg/dialect.ts';
+import type { MessageHeader } from '../../virtio-msg/header.ts';
+import type { TransportEvent, TransportRequest, TransportResponse } from '../../virtio-msg/transport-messages.ts';
+import { MemoryRelay } from './memory-relay.ts';
+
+/** The message path to a side that serves devices. */
+export interface RemotePeer {
+  readonly maxMessageSize: number;
+  /** The far side tells the memory of several drivers apart; else it has one driver, which is us. */
+  readonly byPeer: boolean;
+  /** Bytes of a message on this path. */
+  lengthOf(message: CanonicalMessage): number;
+  send(message: CanonicalMessage, deviceNumber: number, token: number): void;
+  giveDescriptor(fd: number): number | ErrnoName;
+}
+
+/** What a device of the far side reports to its stand-in here. */
+export interface RemoteEvents {
+  onEvent(event: TransportEvent): void;
+  /** The device, or the side that serves it, is gone. */
+  onGone(reason: string): void;
+}
+
+/** A response, or why there is none. */
+export type RemoteResult<R> = R | ErrnoName;
+
+interface Waiting {
+  readonly device: number;
+  readonly name: string;
+  readonly done: (result: RemoteResult<CanonicalMessage>) => void;
+  readonly timer: Timer;
+}
+
+const windowDevices = 256;
+const windowsMax = 256;
+const tokenMax = 0xffff;
+
+/**
+ * The driver side of a connection whose far side serves devices: a guest of role `device`, or another bridge.
+ * Correlates responses, knows which devices are there, passes memory on.
+ */
+export class RemoteBus {
+  readonly peer: RemotePeer;
+  readonly #clock: Clock;
+  readonly #onDevices: () => void;
+  readonly #waiting = new Map<number, Waiting>();
+  readonly #present = new Set<number>();
+  readonly #devices = new Map<number, RemoteEvents>();
+  readonly #relays = new Map<SharedMemory, MemoryRelay>();
+  #lastToken = 0;
+  #nextPeer = 1;
+  /** Where one driver follows the other, the next one waits for the end of the one before. */
+  #released: Promise<void> = Promise.resolve();
+  #closed = false;
+
+  /** @param onDevices a device came or went */
+  constructor(peer: RemotePeer, clock: Clock, onDevices: () => void) {
+    this.peer = peer;
+    this.#clock = clock;
+    this.#onDevices = onDevices;
+  }
+
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  has(device: number): boolean {
+    return this.#present.has(device);
+  }
+
+  /** Device numbers of the far side. */
+  get devices(): ReadonlySet<number> {
+    return this.#present;
+  }
+
+  /** Reads the list of devices; from then on events keep it. */
+  async enumerate(): Promise<void> {
+    let offset = 0;
+    for (let i = 0; i < windowsMax; i++) {
+      const answer = await this.busRequest('GET_DEVICES', { offset, count: windowDevices });
+      if (typeof answer === 'string') return;
+      const { count, bitmap, nextOffset } = answer;
+      for (let at = 0; at < count; at++) if (bitmap[at >>> 3]! & (1 << (at & 7))) this.#present.add(offset + at);
+      if (nextOffset <= offset) return;
+      offset = nextOffset;
+    }
+  }
+
+  /** Registers the stand-in of a device. */
+  claim(device: number, events: RemoteEvents): void {
+    this.#devices.set(device, events);
+  }
+
+  release(device: number): void {
+    this.#devices.delete(device);
+  }
+
+  isClaimed(device: number): boolean {
+    return this.#devices.has(device);
+  }
+
+  /** Passes the memory of a driver on to the far side, for as long as one of its devices needs it. */
+  share(memory: SharedMemory): MemoryRelay {
+    const known = this.#relays.get(memory);
+    if (known !== undefined) return known.retain();
+    const peerNumber = this.peer.byPeer ? this.#nextPeer++ : 0;
+    const relay = new MemoryRelay(this, memory, peerNumber, this.#released, () => this.#relays.delete(memory));
+    if (!this.peer.byPeer) this.#released = relay.ended;
+    this.#relays.set(memory, relay);
+    return relay;
+  }
+
+  /** Devices that have a stand-in here. */
+  get claims(): number {
+    return this.#devices.size;
+  }
+
+  async busRequest<N extends keyof typeof busRequests>(
+    name: N,
+    body: Extract<BusRequest, { name: N }>['body'],
+    timeoutMs: number = limits.requestTimeoutMs,
+  ): Promise<RemoteResult<Extract<BusResponse, { name: N }>['body']>> {
+    const result = await new Promise<RemoteResult<CanonicalMessage>>((resolve) => {
+      this.#request(0, { kind: 'request', name, body } as CanonicalMessage, timeoutMs, resolve);
+    });
+    return (typeof result === 'string' ? result : result.body) as never;
+  }
+
+  /** Sends a request to a device. @param done called once */
+  request(device: number, request: TransportRequest, done: (result: RemoteResult<TransportResponse>) => void): void {
+    this.#request(device, request, limits.requestTimeoutMs, done as (result: RemoteResult<CanonicalMessage>) => void);
+  }
+
+  #request(device: number, message: CanonicalMessage, timeoutMs: number, done: Waiting['done']): void {
+    if (this.#closed) {
+      done('ENODEV');
+      return;
+    }
+    if (this.peer.lengthOf(message) > this.peer.maxMessageSize) {
+      done('EMSGSIZE');
+      return;
+    }
+    if (this.#waiting.size >= limits.remoteRequests) {
+      done('EBUSY');
+      return;
+    }
+    const token = this.#freeToken();
+    const timer = this.#clock.after(timeoutMs, () => this.#finish(token, 'ETIMEDOUT'));
+    this.#waiting.set(token, { device, name: message.name, done, timer });
+    this.peer.send(message, device, token);
+  }
+
+  /** Never 0; late responses of recent requests find no one. */
+  #freeToken(): number {
+    do this.#lastToken = this.#lastToken === tokenMax ? 1 : this.#lastToken + 1;
+    while (this.#waiting.has(this.#lastToken));
+    return this.#lastToken;
+  }
+
+  #finish(token: number, result: RemoteResult<CanonicalMessage>): void {
+    const waiting = this.#waiting.get(token);
+    if (waiting === undefined) return;
+    this.#waiting.delete(token);
+    waiting.timer.cancel();
+    waiting.done(result);
+  }
+
+  sendEvent(device: number, event: TransportEvent): void {
+    if (!this.#closed) this.peer.send(event, device, 0);
+  }
+
+  /** A message of the far side, well-formed. @returns false when nobody waits for it */
+  onMessage(message: CanonicalMessage, header: MessageHeader): boolean {
+    if (message.kind === 'response') {
+      const waiting = this.#waiting.get(header.token);
+      if (waiting?.name !== message.name || waiting.device !== header.deviceNumber) return false;
+      this.#finish(header.token, message);
+      return true;
+    }
+    if (message.kind !== 'event') return false;
+    if (message.name === 'EVENT_DEVICE' || message.name === 'FAILURE') return this.#onBusEvent(message);
+    const device = this.#devices.get(header.deviceNumber);
+    device?.onEvent(message);
+    return device !== undefined;
+  }
+
+  #onBusEvent(event: BusEvent): boolean {
+    if (event.name === 'FAILURE') {
+      const name = errnoName(event.body.errno);
+      this.#finish(event.body.token, name in errno ? (name as ErrnoName) : 'EIO');
+      return true;
+    }
+    const { device, state } = event.body;
+    if (state === deviceAdded && this.#present.size < limits.devicesPerBus) this.#present.add(device);
+    else if (state === deviceRemoved) {
+      this.#present.delete(device);
+      this.#devices.get(device)?.onGone(`device ${device} was removed by the side that serves it`);
+    }
+    this.#onDevices();
+    return true;
+  }
+
+  /** The far side is gone. */
+  close(reason: string): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    for (const token of [...this.#waiting.keys()]) this.#finish(token, 'ENODEV');
+    this.#present.clear();
+    for (const device of [...this.#devices.values()]) device.onGone(reason);
+    this.#devices.clear();
+  }
+}

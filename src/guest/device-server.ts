@@ -1,0 +1,210 @@
+import { newCounters } from '../device/channel.ts';
+import { FlightRecorder } from '../device/flight-recorder.ts';
+import { DeviceHost } from '../device/host.ts';
+import { deviceModel } from '../device/model.ts';
+import { BusSession } from '../device/session.ts';
+import { type Clock, systemClock } from '../kit/clock.ts';
+import { errno } from '../kit/errno.ts';
+import { VmsgError } from '../kit/errors.ts';
+import { limits } from '../kit/limits.ts';
+import { type Scheduler, systemScheduler } from '../kit/scheduler.ts';
+import { Scope } from '../kit/scope.ts';
+import { Messenger } from '../libc/messenger.ts';
+import { LoopPoller, type Poller } from '../libc/poll.ts';
+import type { Backend } from '../ports/backend.ts';
+import { dialectD5 } from '../virtio-msg/dialect.ts';
+import { DeviceConnection } from './device-connection.ts';
+import { Emitter } from './emitter.ts';
+import { handshake } from './loopback-handshake.ts';
+
+export interface DeviceServerOptions {
+  /** Path of a bus whose role is `device`. */
+  readonly path: string;
+  /** Connect again when the connection is lost, for at most `totalMs`; drivers see their devices leave and come. */
+  readonly reconnect?: { readonly totalMs: number };
+  /** Largest message this guest handles, bytes; 264 by default. */
+  readonly maxMessageSize?: number;
+  readonly clock?: Clock;
+  readonly poller?: Poller;
+  readonly scheduler?: Scheduler;
+}
+
+export interface DeviceServerEvents {
+  /** Connected again after a loss. */
+  reconnected: { readonly epoch: bigint };
+  /** The connection is gone for good. */
+  lost: VmsgError;
+}
+
+interface Served {
+  readonly host: DeviceHost;
+  readonly backend: Backend;
+  /** Memory peer whose driver uses the device; 0: nobody. */
+  peer: number;
+}
+
+const ringSlots = 255;
+const retryMs = 100;
+
+/**
+ * Serves virtio devices from a guest process: the drivers are guests of other buses, and the bridge relays messages
+ * and passes their memory on. Each device is a `Backend`: it describes itself and completes requests. Made by
+ * `serveDevices`.
+ */
+export class DeviceServer extends Emitter<DeviceServerEvents> {
+  readonly #o: DeviceServerOptions;
+  readonly #clock: Clock;
+  readonly #poller: Poller;
+  readonly #scheduler: Scheduler;
+  readonly #devices = new Map<number, Served>();
+  readonly #hosts = new Map<number, DeviceHost>();
+  #session: BusSession | undefined;
+  #closed = false;
+
+  private constructor(options: DeviceServerOptions) {
+    super();
+    this.#o = options;
+    this.#clock = options.clock ?? systemClock;
+    this.#poller = options.poller ?? new LoopPoller();
+    this.#scheduler = options.scheduler ?? systemScheduler;
+  }
+
+  /** Rejects as `connect` does. */
+  static async open(options: DeviceServerOptions): Promise<DeviceServer> {
+    const server = new DeviceServer(options);
+    await server.#connect();
+    return server;
+  }
+
+  async #connect(): Promise<bigint> {
+    const scope = new Scope();
+    try {
+      const messenger = scope.own(new Messenger(limits.handshakeMessageMaxBytes, limits.fdsPerMessage));
+      const { path, maxMessageSize = limits.messageSizeMaxBytes } = this.#o;
+      const parts = { path, clock: this.#clock, poller: this.#poller, messenger, maxMessageSize, ringSlots };
+      const established = await handshake({ ...parts, role: 'device', resume: undefined, onTerms: undefined }, scope);
+      const onLost = (reason: string): void => this.#onLost(reason);
+      this.#begin(new DeviceConnection(established, messenger, this.#poller, scope, onLost));
+      return established.terms.epoch;
+    } catch (error) {
+      scope.close();
+      throw error;
+    }
+  }
+
+  #begin(connection: DeviceConnection): void {
+    const session = new BusSession({
+      connection,
+      dialect: dialectD5,
+      devices: this.#hosts,
+      clock: this.#clock,
+      scheduler: this.#scheduler,
+      counters: newCounters(),
+      recorder: new FlightRecorder(this.#clock, limits.flightRecords),
+      onBind: (device, peer) => this.#bind(device, peer),
+      onBroken: (reason) => {
+        connection.close();
+        this.#onLost(reason);
+      },
+    });
+    this.#session = session;
+    for (const [number, { host }] of this.#devices) host.connect(session.link(number, host), false);
+    session.start();
+  }
+
+  /** The driver of a device changes. @returns 0 or an errno */
+  #bind(device: number, peer: number): number {
+    const served = this.#devices.get(device);
+    const session = this.#session;
+    if (served === undefined || session === undefined) return errno.ENODEV;
+    if (peer !== 0 && session.memory.areasOf(peer) === undefined) return errno.ENOSPC;
+    this.#unbind(served);
+    served.peer = peer;
+    // Also without a driver: the device describes itself to the bridge.
+    served.host.connect(session.link(device, served.host, peer), false);
+    return 0;
+  }
+
+  #unbind(served: Served): void {
+    const { peer } = served;
+    served.peer = 0;
+    served.host.disconnect(() => {});
+    const inUse = [...this.#devices.values()].some((other) => other.peer === peer);
+    if (!inUse) this.#session?.memory.dropPeer(peer);
+  }
+
+  /**
+   * Offers a device. Attachments name its number.
+   * @param number the lowest free one by default. @throws VmsgError device-number-taken
+   */
+  addDevice(backend: Backend, number?: number): number {
+    let at = number ?? 0;
+    if (number === undefined) while (this.#devices.has(at)) at += 1;
+    if (this.#devices.has(at)) throw new VmsgError('device-number-taken', `device number ${at} is taken`);
+    const model = deviceModel(backend.description, limits.messageSizeMaxBytes);
+    const { scheduler, clock } = { scheduler: this.#scheduler, clock: this.#clock };
+    const host = new DeviceHost({ model, backend, scheduler, clock, recovery: undefined, onStatus: () => {} });
+    this.#devices.set(at, { host, backend, peer: 0 });
+    this.#hosts.set(at, host);
+    if (this.#session !== undefined) {
+      host.connect(this.#session.link(at, host), false);
+      this.#session.deviceAdded(at);
+    }
+    return at;
+  }
+
+  /** Takes a device away from its driver, lets its requests end, closes its backend. */
+  async removeDevice(number: number): Promise<void> {
+    const served = this.#devices.get(number);
+    if (served === undefined) return;
+    await new Promise<void>((resolve) => served.host.suspend(resolve));
+    this.#devices.delete(number);
+    this.#hosts.delete(number);
+    this.#session?.deviceRemoved(number);
+    await new Promise<void>((resolve) => served.host.disconnect(resolve));
+    await served.backend.close();
+  }
+
+  #onLost(reason: string): void {
+    const session = this.#session;
+    if (session === undefined) return;
+    for (const served of this.#devices.values()) this.#unbind(served);
+    this.#session = undefined;
+    session.close();
+    if (this.#closed) return;
+    void this.#reconnect(new VmsgError('bus-lost', reason));
+  }
+
+  async #reconnect(cause: VmsgError): Promise<void> {
+    const { reconnect } = this.#o;
+    const end = this.#clock.nowMs() + (reconnect?.totalMs ?? 0);
+    while (!this.#closed && reconnect !== undefined && this.#clock.nowMs() < end) {
+      try {
+        const epoch = await this.#connect();
+        if (this.#closed) this.#onLost('closed');
+        else this.emit('reconnected', { epoch });
+        return;
+      } catch {
+        // Not there yet, or still busy with the connection that was lost.
+        await new Promise<void>((resolve) => {
+          this.#clock.after(retryMs, resolve);
+        });
+      }
+    }
+    if (!this.#closed) this.emit('lost', cause);
+  }
+
+  /** Ends the connection and closes every backend. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#onLost('closed');
+    const served = [...this.#devices.values()];
+    this.#devices.clear();
+    this.#hosts.clear();
+    await Promise.all(served.map(({ backend }) => backend.close()));
+  }
+}
+
+/** Connects to a bus of role `device` and serves devices on it. Rejects as `connect` does. */
+export const serveDevices = (options: DeviceServerOptions): Promise<DeviceServer> => DeviceServer.open(options);

@@ -1,0 +1,130 @@
+import assert from 'node:assert/strict';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { BlkDriver, connect, type GuestBus } from '../../src/guest/index.ts';
+import { VmsgError } from '../../src/kit/errors.ts';
+import { blkFeature } from '../../src/virtio/features.ts';
+import { isCode } from '../support/guest-fixture.ts';
+import { runVmsg } from '../support/run-command.ts';
+import { eventually, ServiceHome, type ServiceProcess } from '../support/service-process.ts';
+
+/** Disks through the real service: who may have an image, and what a restart keeps. */
+const loopback = { domain: 'guests', transport: 'loopback', role: 'driver' };
+const home = new ServiceHome({
+  domains: { guests: {} },
+  buses: { a: loopback, b: loopback },
+  backends: {
+    base: { type: 'blk', path: 'base.img', readOnly: true },
+    again: { type: 'blk', path: 'base.img', readOnly: true },
+    own: { type: 'blk', path: 'own.img', queues: 4 },
+  },
+  attachments: {
+    'a-base': { bus: 'a', backend: 'base', deviceNumber: 1 },
+    'b-base': { bus: 'b', backend: 'base', deviceNumber: 1 },
+    'b-again': { bus: 'b', backend: 'again', deviceNumber: 2 },
+    'a-own': { bus: 'a', backend: 'own', deviceNumber: 3 },
+  },
+});
+const base = join(home.directory, 'base.img');
+const content = Buffer.alloc(256 * 1024 + 77, 'shared content ');
+const padded = Buffer.concat([content, Buffer.alloc(512 - (content.length % 512))]);
+
+let service: ServiceProcess;
+before(async () => {
+  writeFileSync(base, content);
+  writeFileSync(join(home.directory, 'own.img'), Buffer.alloc(1024 * 1024));
+  service = await home.start();
+});
+after(async () => {
+  assert.equal(await service.stop(), 0);
+  home.remove();
+});
+
+const put = (kind: string, id: string, spec: object): Promise<unknown> =>
+  service.api.call('PUT', `/v1/${kind}/${id}`, spec);
+const remove = (kind: string, id: string): Promise<unknown> => service.api.call('DELETE', `/v1/${kind}/${id}`);
+
+async function withBuses(act: (a: GuestBus, b: GuestBus) => Promise<void>): Promise<void> {
+  const [a, b] = await Promise.all(
+    ['a', 'b'].map((name) => connect({ path: home.busPath(name), reconnect: { totalMs: 60_000 } })),
+  );
+  await act(a!, b!);
+  a!.close();
+  b!.close();
+}
+
+test('guests of two buses read one image at the same time, through one backend and through two', () =>
+  withBuses(async (a, b) => {
+    const disks = [await BlkDriver.open(a, 1), await BlkDriver.open(b, 1), await BlkDriver.open(b, 2)];
+    for (const disk of disks) {
+      assert.ok(disk.readOnly && !disk.device.features.has(blkFeature.DISCARD));
+      assert.equal(disk.capacityBytes, padded.length);
+    }
+    for (const bytes of await Promise.all(disks.map((disk) => disk.read(0, padded.length)))) {
+      assert.ok(padded.equals(bytes));
+    }
+    await assert.rejects(disks[0]!.write(0, new Uint8Array(512)), isCode('invalid-request', /read-only/));
+  }));
+
+test('who reads an image keeps a writer out, and a writer everybody; the reason names the image', async () => {
+  const inUse = (error: unknown): boolean => {
+    assert.ok(error instanceof VmsgError);
+    assert.equal(error.code, 'backend-unusable');
+    assert.match(error.message, new RegExp(`${home.directory}/[a-z]+\\.img: in use by another disk or process`));
+    return true;
+  };
+  await put('backends', 'writer', { type: 'blk', path: base });
+  await assert.rejects(put('attachments', 'writer', { bus: 'b', backend: 'writer' }), inUse);
+  await remove('backends', 'writer');
+  const own = { type: 'blk', path: join(home.directory, 'own.img') };
+  await put('backends', 'reader', { ...own, readOnly: true });
+  await assert.rejects(put('attachments', 'reader', { bus: 'b', backend: 'reader' }), inUse);
+  await remove('backends', 'reader');
+  await put('backends', 'second', own);
+  await assert.rejects(put('attachments', 'second', { bus: 'b', backend: 'second' }), inUse);
+  await remove('backends', 'second');
+  const busy = isCode('backend-busy', /"own" is writable and belongs to attachment "a-own"/);
+  await assert.rejects(put('attachments', 'twice', { bus: 'b', backend: 'own' }), busy);
+});
+
+test('queues and cache mode are as they were after a kill, and I/O goes on', () =>
+  withBuses(async (a) => {
+    const disk = await BlkDriver.open(a, 3, { queues: 4, depth: 8 });
+    assert.equal(disk.queues, 4);
+    await disk.setWriteback(false);
+    let resumed = 0;
+    a.on('reconnected', (event) => {
+      assert.ok(event.resumed);
+      resumed += 1;
+    });
+    const block = new Uint8Array(64 * 1024).fill(3);
+    const writing = Array.from({ length: 16 }, (_, i) => disk.write(i * 128, block));
+    await service.kill();
+    service = await home.start();
+    await Promise.all(writing);
+    await eventually(async () => (resumed === 1 ? true : undefined), 'the guest resumes');
+    assert.ok(readFileSync(join(home.directory, 'own.img')).equals(Buffer.alloc(1024 * 1024, 3)));
+    const config = await disk.device.config.read(32, 4);
+    assert.deepEqual([...config], [0, 0, 4, 0], 'writeback is off, four queues');
+    await disk.setWriteback(true);
+    await disk.close();
+  }));
+
+test('the command makes a disk with queues, a shared memory device and the template', async () => {
+  const vmsg = (...args: string[]) => runVmsg([...args, '--api', home.apiSocket]);
+  const made = await vmsg('backend', 'add', 'wide', '--type', 'blk', '--path', base, '--read-only', '--queues', '8');
+  assert.equal(made.code, 0, made.stderr);
+  assert.equal((await vmsg('backend', 'add', 'memory', '--type', 'shm', '--bytes', '8192')).code, 0);
+  assert.equal((await vmsg('backend', 'add', 'greeter', '--type', 'template', '--greeting', 'Moin')).code, 0);
+  assert.equal(
+    (await vmsg('backend', 'add', 'bad', '--type', 'blk', '--path', base, '--queues', '17')).code === 0,
+    false,
+  );
+  const { stdout } = await vmsg('backend', 'ls');
+  assert.match(stdout, /memory +shm +8192 bytes/);
+  assert.match(stdout, /greeter +template +Moin/);
+  const wide = (await service.api.call('GET', '/v1/backends/wide')).body as { spec: { queues?: number } };
+  assert.equal(wide.spec.queues, 8);
+  for (const id of ['wide', 'memory', 'greeter']) await remove('backends', id);
+});
