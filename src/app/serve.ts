@@ -7,6 +7,7 @@ import { type CliIo, resolvePath } from './cli/io.ts';
 import { startService } from './compose.ts';
 import { type Config, loadConfig, type Surroundings } from './config.ts';
 import { configHelp } from './config-help.ts';
+import { endSignal } from './signals.ts';
 
 export const surroundings = (io: CliIo): Surroundings => ({
   uid: process.getuid?.() ?? 0,
@@ -47,16 +48,4 @@ function readConfig(path: string | undefined, io: CliIo): Config {
   } catch (error) {
     throw new CliError(exitCode.config, toErrorData(error).message);
   }
-}
-
-/** Resolves with the first signal that asks to end; a second one ends at once. */
-export function endSignal(): Promise<NodeJS.Signals> {
-  return new Promise((resolve) => {
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-      process.once(signal, () => {
-        process.once(signal, () => process.exit(exitCode.failed));
-        resolve(signal);
-      });
-    }
-  });
 }

@@ -42,6 +42,8 @@ const bridgeFeatures = [
   feature.ACCESS_PLATFORM,
   feature.INDIRECT_DESC,
   feature.EVENT_IDX,
+  feature.RING_PACKED,
+  feature.IN_ORDER,
   feature.RING_RESET,
   feature.NOTIFICATION_DATA,
 ];

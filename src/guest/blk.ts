@@ -17,10 +17,10 @@ import type { GuestBus } from './bus.ts';
 import { VirtioDevice } from './device.ts';
 import { Emitter } from './emitter.ts';
 import { type BusRange, GuestBuffer } from './memory.ts';
-import type { QueueOptions, VirtQueue } from './queue.ts';
+import type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 import { inParallel, Slots } from './slots.ts';
 
-export interface BlkOptions extends QueueOptions {
+export interface BlkOptions extends QueueOptions, RingOptions {
   /** Requests in flight at a time, over all queues; 16 by default. */
   readonly depth?: number;
   /** Queues to spread requests over, at most as many as the device has; 1 by default. */
@@ -109,14 +109,14 @@ export class BlkDriver extends Emitter<BlkEvents> {
    * @throws VmsgError 'invalid-request' when it is no block device; else as `VirtioDevice.open`
    */
   static async open(bus: GuestBus, number: number, options: BlkOptions = {}): Promise<BlkDriver> {
-    const { depth = 16, transferBytes = 128 * 1024, queues: queuesWanted = 1, ...queueOptions } = options;
+    const { depth = 16, transferBytes = 128 * 1024, queues: queuesWanted = 1, packed = false, inOrder = false, ...queueOptions } = options;
     if (depth < 1 || queuesWanted < 1 || transferBytes < sectorBytes || transferBytes % sectorBytes !== 0) {
       throw new VmsgError(
         'invalid-request',
         `depth ${depth}, queues ${queuesWanted}, transferBytes ${transferBytes} are not possible`,
       );
     }
-    const device = await VirtioDevice.open(bus, number, { type: deviceId.blk, features: wanted });
+    const device = await VirtioDevice.open(bus, number, { type: deviceId.blk, features: wanted, packed, inOrder });
     try {
       const config = await readConfig(device);
       const count = Math.min(queuesWanted, depth, device.features.has(blkFeature.MQ) ? config.numQueues : 1);

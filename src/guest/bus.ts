@@ -198,10 +198,10 @@ export class GuestBus extends Emitter<BusEvents> {
     if (this.#state === 'closed') throw lostError('the bus is closed');
   }
 
-  /** Tells a device that a queue has new buffers (EVENT_AVAIL). */
-  notify(device: number, queue: number): void {
+  /** Tells a device that a queue has new buffers (EVENT_AVAIL). @param next 0 without NOTIFICATION_DATA */
+  notify(device: number, queue: number, next = 0): void {
     // Nothing to keep while reconnecting: the resume notifies every queue.
-    if (this.#state === 'connected') this.#link.notify(device, queue);
+    if (this.#state === 'connected') this.#link.notify(device, queue, next);
   }
 
   /** Routes the messages of a device to `hooks`. @throws VmsgError 'in-use' when the device is open already */

@@ -16,10 +16,10 @@ import { ConsolePort, portBytes } from './console-port.ts';
 import { VirtioDevice } from './device.ts';
 import { Emitter } from './emitter.ts';
 import type { GuestBuffer } from './memory.ts';
-import type { QueueOptions, VirtQueue } from './queue.ts';
+import type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 import { Slots } from './slots.ts';
 
-export interface ConsoleOptions extends Omit<QueueOptions, 'size'> {
+export interface ConsoleOptions extends Omit<QueueOptions, 'size'>, RingOptions {
   /** Buffers of each port for each direction, 1 to 64; 8 by default. */
   readonly buffers?: number;
   /** Bytes of each; 4096 by default. */
@@ -111,11 +111,11 @@ export class ConsoleDriver extends Emitter<ConsoleEvents> {
    * @throws VmsgError 'invalid-request' when it is no console; else as `VirtioDevice.open`
    */
   static async open(bus: GuestBus, number: number, options: ConsoleOptions = {}): Promise<ConsoleDriver> {
-    const { buffers = 8, bufferBytes = 4096, ...queueOptions } = options;
+    const { buffers = 8, bufferBytes = 4096, packed = false, inOrder = false, ...queueOptions } = options;
     if (!(buffers >= 1 && buffers <= buffersMax) || bufferBytes < 1) {
       throw new VmsgError('invalid-request', `${buffers} buffers of ${bufferBytes} bytes are not possible`);
     }
-    const device = await VirtioDevice.open(bus, number, { type: deviceId.console, features: wanted });
+    const device = await VirtioDevice.open(bus, number, { type: deviceId.console, features: wanted, packed, inOrder });
     try {
       const multiport = device.features.has(consoleFeature.MULTIPORT);
       const count = multiport ? await portCount(device) : 1;

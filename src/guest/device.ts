@@ -10,7 +10,7 @@ import { type DeviceInfo, deviceInfo } from './device-info.ts';
 import { Emitter } from './emitter.ts';
 import { offeredFeatures, writeFeatures } from './feature-blocks.ts';
 import type { GuestBuffer } from './memory.ts';
-import type { QueueOptions, VirtQueue } from './queue.ts';
+import type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 import { openQueue } from './queue-setup.ts';
 
 export interface DeviceEvents {
@@ -20,7 +20,7 @@ export interface DeviceEvents {
   failed: VmsgError;
 }
 
-export interface DeviceOptions {
+export interface DeviceOptions extends RingOptions {
   /** virtio device type that it must have. */
   readonly type?: number;
   /** Bits of the device type that the driver understands; those of the bus and of the queues are added. */
@@ -30,7 +30,13 @@ export interface DeviceOptions {
 /** Bits that every device on this bus offers and every driver accepts. */
 const required = FeatureSet.of(feature.VERSION_1, feature.ACCESS_PLATFORM);
 /** What the queues of this library can do. */
-const queueFeatures = FeatureSet.of(feature.INDIRECT_DESC, feature.EVENT_IDX);
+const queueFeatures = FeatureSet.of(feature.INDIRECT_DESC, feature.EVENT_IDX, feature.NOTIFICATION_DATA);
+
+/** The bits that `options` ask for. */
+function wantedFeatures({ features = FeatureSet.empty, packed = false, inOrder = false }: DeviceOptions): FeatureSet {
+  const rings = [...(packed ? [feature.RING_PACKED] : []), ...(inOrder ? [feature.IN_ORDER] : [])];
+  return features.or(queueFeatures).with(...rings);
+}
 
 /**
  * A device that this guest drives. The life of it follows virtio 1.3, 3.1.1, carried by virtio-msg:
@@ -81,7 +87,7 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
       await device.#reset();
       await device.#addStatus(status.ACKNOWLEDGE);
       await device.#addStatus(status.DRIVER);
-      await device.#negotiate(options.features ?? FeatureSet.empty);
+      await device.#negotiate(wantedFeatures(options));
       return device;
     } catch (error) {
       await device.close();
@@ -155,7 +161,7 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
       const missing = required.minus(offered).names().join(', ');
       throw new VmsgError('protocol-violation', `device ${this.info.number} does not offer ${missing}`);
     }
-    const chosen = offered.and(required.or(queueFeatures).or(wanted));
+    const chosen = offered.and(required.or(wanted));
     await writeFeatures(this.bus, this.info, chosen);
     try {
       await this.#addStatus(status.FEATURES_OK);

@@ -18,7 +18,7 @@ export { DeviceServer, type DeviceServerEvents, type DeviceServerOptions, serveD
 export { offeredFeatures } from './feature-blocks.ts';
 export { type LoopbackOptions, loopbackFactory } from './loopback-transport.ts';
 export { type BusRange, GuestBuffer, GuestMemory } from './memory.ts';
-export type { QueueOptions, VirtQueue } from './queue.ts';
+export type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 export { RngDriver } from './rng.ts';
 export { type DeviceMemory, openDeviceMemory } from './shared-memory.ts';
 export type {

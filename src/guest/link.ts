@@ -37,7 +37,7 @@ export class Link {
   /** Request frames in order; as many as there are requests without a response. */
   readonly #backlog = new BoundedQueue<Uint8Array>(limits.guestPendingRequests);
   /** Queues to notify once the backlog is gone; a second notification of one adds nothing. */
-  readonly #unnotified = new Map<number, { device: number; queue: number }>();
+  readonly #unnotified = new Map<number, { device: number; queue: number; next: number }>();
   readonly #availFrame = new Uint8Array(availFrameBytes);
 
   constructor(transport: GuestTransport, handlers: LinkHandlers, counters: LinkCounters) {
@@ -60,20 +60,14 @@ export class Link {
   }
 
   /** Sends EVENT_AVAIL for a queue, now or when there is room. */
-  notify(device: number, queue: number): void {
-    if (this.#backlog.length > 0 || !this.#trySend(this.#encodeAvail(device, queue))) {
-      this.#unnotified.set(device * 0x1_0000 + queue, { device, queue });
+  notify(device: number, queue: number, next: number): void {
+    if (this.#backlog.length > 0 || !this.#trySend(this.#encodeAvail(device, queue, next))) {
+      this.#unnotified.set(device * 0x1_0000 + queue, { device, queue, next });
     }
   }
 
-  #encodeAvail(device: number, queue: number): Uint8Array {
-    // next is zero: NOTIFICATION_DATA is never negotiated.
-    dialectD5.encode(
-      { kind: 'event', name: 'EVENT_AVAIL', body: { index: queue, next: 0 } },
-      device,
-      0,
-      this.#availFrame,
-    );
+  #encodeAvail(device: number, queue: number, next: number): Uint8Array {
+    dialectD5.encode({ kind: 'event', name: 'EVENT_AVAIL', body: { index: queue, next } }, device, 0, this.#availFrame);
     return this.#availFrame;
   }
 
@@ -89,8 +83,8 @@ export class Link {
       if (frame === undefined || !this.#trySend(frame)) return;
       this.#backlog.shift();
     }
-    for (const [key, { device, queue }] of this.#unnotified) {
-      if (!this.#trySend(this.#encodeAvail(device, queue))) return;
+    for (const [key, { device, queue, next }] of this.#unnotified) {
+      if (!this.#trySend(this.#encodeAvail(device, queue, next))) return;
       this.#unnotified.delete(key);
     }
   }

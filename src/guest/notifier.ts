@@ -13,7 +13,8 @@ export interface Notifier {
   /** Tells the service where notifications go; again after each reconnection. */
   wire(phase: Phase): Promise<void>;
   start(onUsed: () => void): void;
-  kick(): void;
+  /** @param next `notificationData` of the queue, or 0 without NOTIFICATION_DATA */
+  kick(next: number): void;
   /** Idempotent. */
   close(): void;
 }
@@ -22,7 +23,7 @@ export interface Notifier {
 export const messageNotifier = (bus: GuestBus, device: number, queue: number): Notifier => ({
   wire: async () => {},
   start: () => {},
-  kick: () => bus.notify(device, queue),
+  kick: (next) => bus.notify(device, queue, next),
   close: () => {},
 });
 

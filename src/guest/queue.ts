@@ -2,12 +2,21 @@ import { BoundedQueue } from '../kit/bounded-queue.ts';
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 import { type Scheduler, systemScheduler } from '../kit/scheduler.ts';
+import { feature } from '../virtio/features.ts';
 import { type BufferRange, type DriverQueue, type IndirectTable, QueueFault } from '../virtio/queue.ts';
 import type { GuestBuffer } from './memory.ts';
 import type { Notifier } from './notifier.ts';
 
+/** What the driver asks for when it agrees on features. A device that does not offer it goes without. */
+export interface RingOptions {
+  /** Packed rings (RING_PACKED), which take any number of entries; split ones by default. */
+  readonly packed?: boolean;
+  /** The device completes chains in the order in which it got them (IN_ORDER). */
+  readonly inOrder?: boolean;
+}
+
 export interface QueueOptions {
-  /** Entries, a power of two; 128 by default, less when the device has less. */
+  /** Entries, a power of two unless the rings are packed; 128 by default, less when the device has less. */
   readonly size?: number;
   /**
    * 'messages' (the default): EVENT_AVAIL and EVENT_USED. 'descriptors': an eventfd and a socket of this queue's own,
@@ -48,11 +57,12 @@ export class VirtQueue {
   readonly size: number;
   readonly #rings: DriverQueue;
   readonly #notifier: Notifier;
+  readonly #notificationData: boolean;
   readonly #scheduler: Scheduler;
   readonly #onFault: (error: VmsgError) => void;
   readonly #buffers: readonly GuestBuffer[];
   readonly #tables: IndirectTable[];
-  /** By token, that is by head descriptor. */
+  /** By token: head descriptor or buffer id. */
   readonly #pending: Array<Pending | undefined>;
   readonly #waiters = new BoundedQueue<Waiter>(limits.guestQueueWaiters);
   #inFlight = 0;
@@ -65,6 +75,7 @@ export class VirtQueue {
     this.size = parts.rings.size;
     this.#rings = parts.rings;
     this.#notifier = parts.notifier;
+    this.#notificationData = parts.rings.setup.features.has(feature.NOTIFICATION_DATA);
     this.#scheduler = parts.scheduler ?? systemScheduler;
     this.#onFault = onFault;
     this.#buffers = parts.buffers;
@@ -117,8 +128,12 @@ export class VirtQueue {
     this.#kickPlanned = true;
     this.#scheduler.soon(() => {
       this.#kickPlanned = false;
-      if (this.#ended === undefined && this.#rings.kick()) this.#notifier.kick();
+      if (this.#ended === undefined && this.#rings.kick()) this.#kick();
     });
+  }
+
+  #kick(): void {
+    this.#notifier.kick(this.#notificationData ? this.#rings.notificationData : 0);
   }
 
   /** Takes completed requests, a bounded number, and lets waiting ones in. */
@@ -174,7 +189,7 @@ export class VirtQueue {
   resumed(): void {
     if (this.#ended !== undefined) return;
     this.#rings.kick();
-    this.#notifier.kick();
+    this.#kick();
     this.onUsed();
   }
 

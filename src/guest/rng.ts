@@ -2,7 +2,7 @@ import { VmsgError } from '../kit/errors.ts';
 import { deviceId } from '../virtio/device-ids.ts';
 import type { GuestBus } from './bus.ts';
 import { VirtioDevice } from './device.ts';
-import type { QueueOptions, VirtQueue } from './queue.ts';
+import type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 
 const requestBytes = 64 * 1024;
 
@@ -17,10 +17,11 @@ export class RngDriver {
   }
 
   /** @throws VmsgError 'invalid-request' when it is no entropy device; else as `VirtioDevice.open` */
-  static async open(bus: GuestBus, number: number, options: QueueOptions = {}): Promise<RngDriver> {
-    const device = await VirtioDevice.open(bus, number, { type: deviceId.rng });
+  static async open(bus: GuestBus, number: number, options: QueueOptions & RingOptions = {}): Promise<RngDriver> {
+    const { packed = false, inOrder = false, ...queueOptions } = options;
+    const device = await VirtioDevice.open(bus, number, { type: deviceId.rng, packed, inOrder });
     try {
-      const queue = await device.addQueue(0, options);
+      const queue = await device.addQueue(0, queueOptions);
       await device.start();
       return new RngDriver(device, queue);
     } catch (error) {

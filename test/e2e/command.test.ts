@@ -50,7 +50,7 @@ test('a bus with a disk is made, used by a guest, shown and taken apart', async 
   assert.match(await succeeds('attach', 'b1', 'r1', '--number', '7', '--id', 'entropy'), /device number 7/);
 
   const listing = await succeeds('ls');
-  assert.match(listing, /b1 +vm1 +listening/);
+  assert.match(listing, /b1 +vm1 +driver +listening/);
   assert.match(listing, /b1\.d1 +b1 +0 +blk +d1 +active/);
   const objects = JSON.parse(await succeeds('ls', '--json')) as { attachments: Resource<'attachments'>[] };
   assert.deepEqual(

@@ -20,7 +20,9 @@ test('the demo runs to its end and leaves nothing behind', async () => {
   assert.equal(lastLine(stdout), 'demo: ok');
   assert.match(stdout, /SHA-256 equals that of the file/);
   assert.match(stdout, /the guest saw device 1 go/);
-  assert.match(stdout, /the guest saw device 3 come/);
+  assert.match(stdout, /the guest saw device 4 come/);
+  assert.match(stdout, /serves entropy on the bus served/);
+  assert.equal(stdout.match(/device \d+: 32 bytes/g)?.length, 2, 'both entropy devices were used');
   assert.match(stdout, /rng: the entropy of the kernel/);
   assert.match(stdout, /messages [1-9]\d* \([1-9]\d* from the guest, [1-9]\d* to it\), doorbells [1-9]\d*/);
   assert.deepEqual(

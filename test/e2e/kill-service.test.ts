@@ -3,14 +3,22 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { BlkDriver, connect } from '../../src/guest/index.ts';
+import { BlkDriver, type BlkOptions, connect } from '../../src/guest/index.ts';
+import { feature } from '../../src/virtio/features.ts';
 import { SeededRandom } from '../support/random.ts';
 import { ServiceHome, type ServiceProcess } from '../support/service-process.ts';
 
 const kills = 50;
 const blockBytes = 4096;
 const blocks = 256;
-const buses = ['messages', 'descriptors'] as const;
+/** One bus for each way to notify and each ring layout. */
+const drivers = {
+  messages: { notify: 'messages' },
+  descriptors: { notify: 'descriptors' },
+  // No power of two: only packed rings can have so many entries.
+  packed: { notify: 'messages', packed: true, size: 97 },
+} as const satisfies Record<string, BlkOptions>;
+const buses = ['messages', 'descriptors', 'packed'] as const;
 
 const home = new ServiceHome({
   domains: { guests: {} },
@@ -88,15 +96,17 @@ class VersionedLoad {
 
 test(`the service is killed ${kills} times; guests resume, nothing acknowledged is lost or done twice`, async (t) => {
   const guests = await Promise.all(
-    buses.map(async (notify) => {
-      const bus = await connect({ path: home.busPath(notify), reconnect: { totalMs: 60_000 } });
+    buses.map(async (name) => {
+      const bus = await connect({ path: home.busPath(name), reconnect: { totalMs: 60_000 } });
       let resumed = 0;
       bus.on('reconnected', (event) => {
         assert.ok(event.resumed, 'the devices kept their state');
         resumed += 1;
       });
       const [number = 0] = await bus.devices();
-      const load = new VersionedLoad(await BlkDriver.open(bus, number, { notify, depth: 16 }));
+      const blk = await BlkDriver.open(bus, number, { ...drivers[name], depth: 16 });
+      assert.equal(blk.device.features.has(feature.RING_PACKED), name === 'packed');
+      const load = new VersionedLoad(blk);
       const running = Promise.all(Array.from({ length: 8 }, (_, i) => load.run(i, 8, new SeededRandom(i + 1))));
       return { bus, load, running, resumes: () => resumed };
     }),

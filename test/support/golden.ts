@@ -71,6 +71,8 @@ export const messageVectors = (): Vector[] => [
 
 export const packetVectors = (): Vector[] => goldenVectors('loopback-handshake.json');
 
+export const consoleVectors = (): Vector[] => goldenVectors('virtio-console.json');
+
 export const messageOf = ({ kind, name, body }: Vector): CanonicalMessage => ({ kind, name, body }) as never;
 
 /** Every packet of the loopback handshake by its name. */

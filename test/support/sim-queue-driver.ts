@@ -1,7 +1,7 @@
 import { FeatureSet, feature } from '../../src/virtio/features.ts';
+import { ringBytes, ringLayout } from '../../src/virtio/geometry.ts';
 import { type BufferRange, QueueFault } from '../../src/virtio/queue.ts';
 import { openDriverQueue, type RingDriverQueue } from '../../src/virtio/rings.ts';
-import { splitRingBytes } from '../../src/virtio/split/ring.ts';
 import { status } from '../../src/virtio/status.ts';
 import { setVqueueFlags, type TransportRequest, vqueueEnabled } from '../../src/virtio-msg/transport-messages.ts';
 import type { SimDeviceDriver, SimGuest } from './sim-guest.ts';
@@ -27,6 +27,8 @@ export interface SimChain {
 class Aborted extends Error {}
 
 const running = status.ACKNOWLEDGE | status.DRIVER | status.FEATURES_OK | status.DRIVER_OK;
+/** Each is agreed on or not, at random. */
+const ringFeatures = [feature.INDIRECT_DESC, feature.EVENT_IDX, feature.RING_PACKED, feature.IN_ORDER];
 const stuckAfterMs = 60_000;
 
 /** The life of one device with one queue under a well-behaved driver: set-up, requests, resets, resuming. */
@@ -180,7 +182,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     this.#require(info.deviceId === this.deviceType, `device type ${info.deviceId}`);
     const body = { blockIndex: 0, blockCount: info.featureBlockCount as number };
     const offered = FeatureSet.fromBlocks((await this.ask({ name: 'GET_DEVICE_FEATURES', body })).blocks as number[]);
-    const optional = [feature.INDIRECT_DESC, feature.EVENT_IDX, feature.RING_RESET, ...this.wantedFeatures];
+    const optional = [...ringFeatures, feature.RING_RESET, ...this.wantedFeatures];
     const chosen = optional.filter((bit) => offered.has(bit) && random.chance(0.7));
     this.features = FeatureSet.of(feature.VERSION_1, feature.ACCESS_PLATFORM, ...chosen);
     const blocks = this.features.toBlocks(body.blockCount);
@@ -201,7 +203,8 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
   async #enableQueue(): Promise<void> {
     const { random } = this.guest.loop;
     const found = await this.ask({ name: 'GET_VQUEUE', body: { index: 0 } });
-    const sizes = [2, 4, 8, 16, 64, 256].filter((size) => size >= 4 && size <= (found.maxSize as number));
+    const possible = this.features.has(feature.RING_PACKED) ? [4, 5, 7, 16, 61, 256] : [2, 4, 8, 16, 64, 256];
+    const sizes = possible.filter((size) => size >= 4 && size <= (found.maxSize as number));
     this.#require(sizes.length > 0, `queues of ${found.maxSize} entries`);
     this.#queueSize = random.pick(sizes);
     this.#openQueue();
@@ -215,7 +218,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
 
   #openQueue(): void {
     const { descAddr, driverAddr, deviceAddr } = this.memory;
-    const bytes = splitRingBytes(this.#queueSize);
+    const bytes = ringBytes(ringLayout(this.features), this.#queueSize);
     this.#queue = openDriverQueue({
       size: this.#queueSize,
       features: this.features,

@@ -145,20 +145,41 @@ describe('blk: queues', () => {
     await last.done;
   });
 
-  test('without a cache of its own, close waits for what is at the disk', async () => {
+  test('a queue that stops gives back what has not begun, and others go on', async () => {
+    const { disk, device } = rig(65536, { queues: 2 });
+    device.activate(having(blkFeature.FLUSH, blkFeature.MQ));
+    disk.waiting = [];
+    const make = (queue: number) => (_: unknown, i: number) =>
+      new TestRequest([blkHead(IN, BigInt(i))], [512, 1], queue);
+    const first = Array.from({ length: 8 }, make(0));
+    const stopped = Array.from({ length: 5 }, make(0));
+    const others = Array.from({ length: 5 }, make(1));
+    for (const request of [...first, ...stopped, ...others]) device.handle(request);
+    device.cancel(0);
+    assert.ok(stopped.every((request) => request.released));
+    assert.ok([...first, ...others].every((request) => request.completions === 0));
+    while (disk.waiting.length > 0) disk.waiting.shift()!();
+    for (const request of [...first, ...others]) assert.deepEqual([await request.done, request.released], [513, false]);
+  });
+
+  test('close waits for what is at the disk, and gives back the rest', async () => {
     const { disk, device } = rig();
     device.activate(having(blkFeature.FLUSH));
     disk.waiting = [];
-    const request = new TestRequest([blkHead(FLUSH, 0n)], [1]);
-    device.handle(request);
+    const requests = Array.from({ length: 9 }, () => new TestRequest([blkHead(FLUSH, 0n)], [1]));
+    for (const request of requests) device.handle(request);
     let closed = false;
     const closing = device.close().then(() => {
       closed = true;
     });
     await turn();
     assert.equal(closed, false);
-    disk.waiting[0]!();
+    for (const end of disk.waiting.splice(0)) end();
     await closing;
+    assert.deepEqual(
+      requests.map(({ released, completions }) => [released, completions]),
+      requests.map((_, i) => [i === 8, 1]),
+    );
     assert.ok(disk.closed);
   });
 });

@@ -24,6 +24,9 @@ const options = {
   seed: { type: 'string', for: ['tour'] },
   random: { type: 'string', for: ['tour'] },
   'hotplug-timeout': { type: 'string', for: ['tour'] },
+  'disk-image': { type: 'string', for: ['serve'] },
+  'read-only': { type: 'boolean', for: ['serve'] },
+  entropy: { type: 'boolean', for: ['serve'] },
 } as const;
 
 export type GuestOption = keyof typeof options;

@@ -64,8 +64,8 @@ class Tour {
     const written =
       scratch === undefined ? undefined : await this.#withDisk(scratch, (driver) => this.#writeScratch(driver));
     await this.#hotplug(written === undefined ? undefined : { device: scratch, ...written });
-    const rng = (await this.#devices(false)).find((device) => device.type === deviceId.rng);
-    if (rng !== undefined) await this.#random(rng.number);
+    const sources = (await this.#devices(false)).filter((device) => device.type === deviceId.rng);
+    for (const { number } of sources) await this.#random(number);
     this.#statistics();
   }
 

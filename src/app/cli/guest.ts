@@ -13,6 +13,7 @@ import { CliError, exitCode, usageError } from './exit-codes.ts';
 import { GuestArgs } from './guest-args.ts';
 import { blkCopy, blkRead, blkVerify, blkWrite, openDisk } from './guest-blk.ts';
 import { writeOut } from './guest-output.ts';
+import { runGuestServe } from './guest-serve.ts';
 import { runTour } from './guest-tour.ts';
 import { type CliIo, resolvePath } from './io.ts';
 import { table } from './table.ts';
@@ -27,6 +28,8 @@ const help = `vmsg guest: the driver side of a bus
   vmsg guest blk DEVICE copy --to DEVICE | --from DEVICE [--length SIZE]
   vmsg guest rng DEVICE --bytes SIZE [--hex]        random bytes on stdout
   vmsg guest ping --bus SOCKET [--json]             how long the service takes to answer
+  vmsg guest serve --bus SOCKET --disk-image FILE [--read-only] | --entropy
+                                                    serve a device on a bus of role device
   vmsg guest tour --bus SOCKET ...                  the guest of "vmsg demo": one JSON object a line
        [--bytes SIZE --sha256 HEX]                    what the first disk must hold
        [--disk DEVICE] [--scratch DEVICE] [--scratch-bytes SIZE] [--seed N] [--random SIZE]
@@ -165,8 +168,10 @@ async function run(argv: string[], io: CliIo): Promise<number> {
     io.stdout.write(help);
     return exitCode.ok;
   }
-  const command = checkUsage(args);
+  const serves = args.command === 'serve';
+  const command = serves ? undefined : checkUsage(args);
   const path = resolvePath(io, args.required('bus', 'SOCKET'));
+  if (command === undefined) return await runGuestServe(path, args, io);
   const seconds = args.number('reconnect', 3600) ?? 0;
   const bus = await connectPatiently({ path, ...(seconds === 0 ? {} : { reconnect: { totalMs: seconds * 1000 } }) });
   try {

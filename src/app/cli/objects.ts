@@ -1,9 +1,11 @@
 import { parseArgs } from 'node:util';
 import type { Kind, Resource } from '../../bridge/commands.ts';
 import type { ApiClient } from './api-client.ts';
+import { backendOptions, backendSpec, whatOf } from './backend-options.ts';
 import { exitCode, usageError } from './exit-codes.ts';
-import { type CliIo, resolvePath } from './io.ts';
+import type { CliIo } from './io.ts';
 import { table } from './table.ts';
+import { required, type Values, wholeNumber } from './values.ts';
 
 /** What the command knows of one kind of object. */
 interface ObjectCommand<K extends Kind> {
@@ -15,20 +17,6 @@ interface ObjectCommand<K extends Kind> {
   row(resource: Resource<K>): string[];
 }
 
-type Values = Readonly<Record<string, string | boolean | undefined>>;
-
-const text = (values: Values, name: string): string => {
-  const value = values[name];
-  if (typeof value !== 'string') throw usageError(`--${name} is needed`);
-  return value;
-};
-
-/** @throws CliError for anything but a whole number */
-export const wholeNumber = (value: string, name: string): number => {
-  if (!/^\d+$/.test(value)) throw usageError(`${name} takes a whole number, not '${value}'`);
-  return Number(value);
-};
-
 const domain: ObjectCommand<'domains'> = {
   kind: 'domains',
   options: { description: { type: 'string' } },
@@ -39,26 +27,32 @@ const domain: ObjectCommand<'domains'> = {
 
 const bus: ObjectCommand<'buses'> = {
   kind: 'buses',
-  options: { domain: { type: 'string' }, admit: { type: 'string' }, 'max-message-size': { type: 'string' } },
+  options: {
+    domain: { type: 'string' },
+    role: { type: 'string' },
+    admit: { type: 'string' },
+    'max-message-size': { type: 'string' },
+  },
   spec: (values) => ({
-    domain: text(values, 'domain'),
+    domain: required(values, 'domain'),
     transport: 'loopback',
-    role: 'driver',
+    role: values.role ?? 'driver',
     ...(values.admit === undefined
       ? {}
       : {
-          admittedUids: text(values, 'admit')
+          admittedUids: required(values, 'admit')
             .split(',')
             .map((uid) => wholeNumber(uid, '--admit')),
         }),
     ...(values['max-message-size'] === undefined
       ? {}
-      : { maxMessageSizeBytes: wholeNumber(text(values, 'max-message-size'), '--max-message-size') }),
+      : { maxMessageSizeBytes: wholeNumber(required(values, 'max-message-size'), '--max-message-size') }),
   }),
-  header: ['BUS', 'DOMAIN', 'STATE', 'EPOCH', 'PEER', 'ADDRESS'],
+  header: ['BUS', 'DOMAIN', 'ROLE', 'STATE', 'EPOCH', 'PEER', 'ADDRESS'],
   row: ({ id, spec, status }) => [
     id,
     spec.domain,
+    spec.role,
     status.state,
     status.epoch,
     status.peer === null ? '-' : `pid ${status.peer.pid}`,
@@ -66,42 +60,10 @@ const bus: ObjectCommand<'buses'> = {
   ],
 };
 
-/** What a backend serves, for the table. */
-function whatOf(spec: Resource<'backends'>['spec']): string {
-  switch (spec.type) {
-    case 'blk':
-      return `${spec.path}${spec.readOnly ? ' (read-only)' : ''}`;
-    case 'rng':
-      return spec.source ?? '/dev/urandom';
-    case 'shm':
-      return spec.bytes === undefined ? '' : `${spec.bytes} bytes`;
-    case 'template':
-      return spec.greeting ?? '';
-  }
-}
-
 const backend: ObjectCommand<'backends'> = {
   kind: 'backends',
-  options: {
-    type: { type: 'string' },
-    path: { type: 'string' },
-    'read-only': { type: 'boolean' },
-    serial: { type: 'string' },
-    source: { type: 'string' },
-    queues: { type: 'string' },
-    bytes: { type: 'string' },
-    greeting: { type: 'string' },
-  },
-  spec: (values, io) => ({
-    type: text(values, 'type'),
-    ...(values.path === undefined ? {} : { path: resolvePath(io, text(values, 'path')) }),
-    ...(values['read-only'] === true ? { readOnly: true } : {}),
-    ...(values.serial === undefined ? {} : { serial: values.serial }),
-    ...(values.source === undefined ? {} : { source: resolvePath(io, text(values, 'source')) }),
-    ...(values.queues === undefined ? {} : { queues: wholeNumber(text(values, 'queues'), '--queues') }),
-    ...(values.bytes === undefined ? {} : { bytes: wholeNumber(text(values, 'bytes'), '--bytes') }),
-    ...(values.greeting === undefined ? {} : { greeting: values.greeting }),
-  }),
+  options: backendOptions,
+  spec: backendSpec,
   header: ['BACKEND', 'TYPE', 'WHAT', 'ATTACHED AS'],
   row: ({ id, spec, status }) => [id, spec.type, whatOf(spec), status.attachments.join(' ') || '-'],
 };
@@ -110,9 +72,9 @@ const attachment: ObjectCommand<'attachments'> = {
   kind: 'attachments',
   options: { bus: { type: 'string' }, backend: { type: 'string' }, number: { type: 'string' } },
   spec: (values) => ({
-    bus: text(values, 'bus'),
-    backend: text(values, 'backend'),
-    ...(values.number === undefined ? {} : { deviceNumber: wholeNumber(text(values, 'number'), '--number') }),
+    bus: required(values, 'bus'),
+    backend: required(values, 'backend'),
+    ...(values.number === undefined ? {} : { deviceNumber: wholeNumber(required(values, 'number'), '--number') }),
   }),
   header: ['ATTACHMENT', 'BUS', 'DEVICE', 'TYPE', 'BACKEND', 'STATE', 'DRIVER', 'REQUESTS', 'BYTES'],
   row: ({ id, spec, status }) => [
@@ -123,8 +85,8 @@ const attachment: ObjectCommand<'attachments'> = {
     spec.backend,
     status.reason === null ? status.state : `${status.state} (${status.reason})`,
     status.deviceStatus.at(-1) ?? '-',
-    String(status.requests),
-    String(status.bytes),
+    String(status.requests ?? '-'),
+    String(status.bytes ?? '-'),
   ],
 };
 

@@ -3,8 +3,9 @@ import type { Resource } from '../../bridge/commands.ts';
 import type { ApiClient } from './api-client.ts';
 import { exitCode, usageError } from './exit-codes.ts';
 import type { CliIo } from './io.ts';
-import { objectCommands, put, remove, wholeNumber } from './objects.ts';
+import { objectCommands, put, remove } from './objects.ts';
 import { table } from './table.ts';
+import { wholeNumber } from './values.ts';
 
 /** `vmsg ls`: buses and what is attached to them. */
 export async function runLs(args: string[], api: ApiClient, io: CliIo): Promise<number> {

@@ -10,7 +10,8 @@ import { exitCode } from '../cli/exit-codes.ts';
 import { type CliIo, resolvePath } from '../cli/io.ts';
 import { type RunningService, startService } from '../compose.ts';
 import { type Config, loadConfig } from '../config.ts';
-import { endSignal, surroundings } from '../serve.ts';
+import { surroundings } from '../serve.ts';
+import { endSignal } from '../signals.ts';
 import { GuestProcess } from './guest-process.ts';
 import { type DemoImage, makeImage, makeScratch, sha256Of, userImage } from './images.ts';
 import { humanBytes, Story } from './story.ts';
@@ -24,6 +25,7 @@ Starts the service and a guest process, and shows the guest use devices over vir
 `;
 
 const bus = 'demo';
+const servedBus = 'served';
 const scratchAttachment = `${bus}.scratch`;
 
 /** `vmsg demo`. @returns exit code */
@@ -87,14 +89,20 @@ async function runTour(
   const image = disk ?? (await makeImage(directory, io.env.PATH));
   const scratch = makeScratch(directory);
   await defineDevices(api, image, scratch, story);
-  const { body } = await api.call('GET', `/v1/buses/${bus}`);
-  const { address } = (body as Resource<'buses'>).status;
+  const address = await addressOf(api, bus);
+
+  story.chapter('Another guest process serves a device of its own');
+  const server = new GuestProcess(['serve', '--bus', await addressOf(api, servedBus), '--entropy']);
+  scope.defer(() => server.kill());
+  await server.firstLine();
+  await api.call('PUT', `/v1/attachments/${bus}.served`, { bus, backend: 'served' });
+  story.fact(`process ${server.pid} serves entropy on the bus ${servedBus}; it is attached to the bus ${bus}`);
 
   story.chapter('A guest process connects and looks around');
   const hash = sha256Of(image.path);
   // Awaited later: until then a failure must not count as unhandled.
   hash.catch(() => {});
-  const guest = new GuestProcess(['--bus', address, '--bytes', String(image.sizeBytes)]);
+  const guest = new GuestProcess(['tour', '--bus', address, '--bytes', String(image.sizeBytes)]);
   scope.defer(() => guest.kill());
   story.fact(`process ${guest.pid} on ${address}; it shares memory with the service, and nothing else`);
   const report = new TourReport(story);
@@ -107,13 +115,21 @@ async function runTour(
   report.summary(await hash);
 }
 
+async function addressOf(api: ApiClient, id: string): Promise<string> {
+  const { body } = await api.call('GET', `/v1/buses/${id}`);
+  return (body as Resource<'buses'>).status.address;
+}
+
 async function defineDevices(api: ApiClient, image: DemoImage, scratch: DemoImage, story: Story): Promise<void> {
   const objects: ReadonlyArray<readonly [string, object]> = [
     ['domains/guest', { description: 'the guest process of the demo' }],
+    ['domains/server', { description: 'the guest process that serves a device' }],
     [`buses/${bus}`, { domain: 'guest', transport: 'loopback', role: 'driver' }],
     ['backends/disk', { type: 'blk', path: image.path, readOnly: true }],
     ['backends/scratch', { type: 'blk', path: scratch.path }],
     ['backends/rng', { type: 'rng' }],
+    [`buses/${servedBus}`, { domain: 'server', transport: 'loopback', role: 'device' }],
+    ['backends/served', { type: 'guest', bus: servedBus, deviceNumber: 0 }],
     [`attachments/${bus}.disk`, { bus, backend: 'disk' }],
     [`attachments/${scratchAttachment}`, { bus, backend: 'scratch' }],
     [`attachments/${bus}.rng`, { bus, backend: 'rng' }],

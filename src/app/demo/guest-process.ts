@@ -9,14 +9,15 @@ export interface TourEvent {
   readonly [field: string]: unknown;
 }
 
-/** The guest as a process of its own, which shares nothing with the service but the bus. */
+/** A guest as a process of its own, which shares nothing with the service but its bus. */
 export class GuestProcess {
   readonly #child: ChildProcess;
   #stderr = '';
 
+  /** @param args what follows `vmsg guest` */
   constructor(args: readonly string[]) {
     const program = fileURLToPath(new URL('../main.js', import.meta.url));
-    this.#child = spawn(process.execPath, [program, 'guest', 'tour', ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    this.#child = spawn(process.execPath, [program, 'guest', ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
     this.#child.stderr?.on('data', (text) => {
       this.#stderr += String(text);
     });
@@ -26,7 +27,13 @@ export class GuestProcess {
     return this.#child.pid ?? 0;
   }
 
-  /** Passes every event on, in order; resolves when the guest has ended well. @throws CliError with what it said */
+  /** Resolves with the first line it prints. @throws CliError with what it said instead */
+  async firstLine(): Promise<string> {
+    for await (const line of createInterface({ input: this.#child.stdout! })) return line;
+    throw new CliError(exitCode.failed, `the guest failed: ${this.#stderr.trim()}`);
+  }
+
+  /** Of a tour: passes every event on, in order; resolves when the guest has ended well. @throws CliError with what it said */
   async run(onEvent: (event: TourEvent) => Promise<void>): Promise<void> {
     const exited = new Promise<number>((resolve) => {
       this.#child.once('exit', (code) => resolve(code ?? exitCode.failed));

@@ -15,6 +15,7 @@ const number = (event: TourEvent, field: string): number => Number(event[field])
 export class TourReport {
   readonly #story: Story;
   readonly #rows: Row[] = [];
+  #drewRandom = false;
   #diskHash: string | undefined;
   #statistics: TourEvent = { event: 'statistics' };
 
@@ -62,7 +63,8 @@ export class TourReport {
         story.fact(`the guest saw device ${event.device} come`);
         return;
       case 'random':
-        story.chapter('The guest draws random bytes');
+        if (!this.#drewRandom) story.chapter('The guest draws random bytes from each entropy device');
+        this.#drewRandom = true;
         story.fact(`device ${event.device}: ${event.bytes} bytes, ${String(event.hex).slice(0, 32)}…`);
         return;
       case 'statistics':

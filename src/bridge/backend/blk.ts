@@ -129,6 +129,19 @@ export class BlkBackend implements Backend {
     else assert(this.#waiting.push(request), 'each queue hands over a bounded number of requests');
   }
 
+  /** What has not begun is given back; the driver need not wait for it. */
+  cancel(queue: number): void {
+    this.#giveBack((request) => request.queue === queue);
+  }
+
+  #giveBack(which: (request: BackendRequest) => boolean): void {
+    for (let left = this.#waiting.length; left > 0; left--) {
+      const request = this.#waiting.shift()!;
+      if (which(request)) request.release();
+      else this.#waiting.push(request);
+    }
+  }
+
   #start(request: BackendRequest): void {
     this.#running += 1;
     const head = gather(request.readable, headBytes);
@@ -276,6 +289,7 @@ export class BlkBackend implements Backend {
   async close(): Promise<void> {
     this.#closed = true;
     this.#poll?.cancel();
+    this.#giveBack(() => true);
     if (this.#running > 0) {
       await new Promise<void>((resolve) => {
         this.#closing = resolve;

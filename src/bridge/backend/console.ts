@@ -68,7 +68,7 @@ export class ConsoleBackend implements Backend {
     });
     this.#control = new ConsoleControl(ports, {
       deviceReady: (ready) => this.#deviceReady(ready),
-      portReady: (port, ready) => (ready ? this.#control.introduce(port, port === 0) : this.#control.forget(port)),
+      portReady: (port, ready) => this.#portReady(port, ready),
       portOpen: (port, open) => this.#portOpen(port, open),
     });
     this.description = {
@@ -136,6 +136,12 @@ export class ConsoleBackend implements Backend {
     }
     if (ready) this.#control.announce();
     else this.#control.reset();
+  }
+
+  #portReady(port: number, ready: boolean): void {
+    if (!this.#ready) return;
+    if (ready) this.#control.introduce(port, port === 0);
+    else this.#control.forget(port);
   }
 
   #portOpen(port: number, open: boolean): void {
