@@ -37,7 +37,7 @@ export const busRequests = {
     id: 0x88,
     request: layout('REGION_ADD request', ours('REGION_ADD'), 32, {
       peer: u32(0, 'whose memory: 0 that of the guest who uses devices; a number to a guest who serves them'),
-      area: u16(4, 'area id 1..0x7fff, chosen by the guest, unique in this epoch'),
+      area: u16(4, 'area id 1..0x7eff, chosen by the guest, unique in this epoch'),
       flags: u16(6, 'bit 0: read-only'),
       reference: u32(8, 'loopback: index of a descriptor sent with DESCRIPTORS; Xen: first grant reference'),
       reserved: u32(12, 'zero'),
