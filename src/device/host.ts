@@ -368,6 +368,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
       stuck.cancel();
       if (this.#activated) this.#o.backend.deactivate();
       this.#activated = false;
+      this.#kept = new Uint8Array(0);
       this.#o.recovery?.clear();
       this.#feed({ kind: 'reset-done' });
       done();

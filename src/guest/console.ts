@@ -170,9 +170,9 @@ export class ConsoleDriver extends Emitter<ConsoleEvents> {
    * @throws VmsgError 'not-found' when the device cannot have it; what ended the device
    */
   async port(id: number): Promise<ConsolePort> {
+    if (this.device.failure !== undefined) throw this.device.failure;
     const port = this.#ports.get(id);
     if (port !== undefined) return port;
-    if (this.device.failure !== undefined) throw this.device.failure;
     if (!(id >= 0 && id < this.#queues.length)) {
       throw new VmsgError('not-found', `device ${this.device.info.number} has no port ${id}`);
     }

@@ -115,8 +115,8 @@ export const limits = {
   guestReconnectDefaultMs: 30_000,
   guestReconnectDelayMinMs: 20,
   guestReconnectDelayMaxMs: 250,
-  /** Doorbell packets discarded at a time. */
-  guestDoorbellReads: 64,
+  /** Doorbell packets discarded at a time; there is seldom another, and looking for it costs a system call. */
+  guestDoorbellReads: 1,
   admittedUidsPerBus: 64,
   /** `sun_path` holds 108 bytes, the last one is zero. */
   unixSocketPathMaxBytes: 107,

@@ -37,7 +37,7 @@ export function percentile(values: readonly number[], fraction: number): number 
 
 export const median = (values: readonly number[]): number => percentile(values, 0.5);
 
-export function inUnits(metric: Metric, { count, seconds }: Sample): number {
+function inUnits(metric: Metric, { count, seconds }: Sample): number {
   return (metric.kind === 'rate' ? count / seconds : seconds / count) * metric.scale;
 }
 

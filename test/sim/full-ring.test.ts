@@ -24,11 +24,16 @@ async function runBursts(seed: number): Promise<number> {
     while (!guest.isConnected) await loop.sleep(guest.process, 1);
     for (; bursts < burstsPerSeed; bursts++) {
       const outcomes: Array<Promise<SimOutcome>> = [];
-      for (let data = loop.random.below(8); data >= 0; data--) {
-        outcomes.push(guest.request(0, { kind: 'request', name: 'PING', body: { data } }));
+      const ping = (data: number) => guest.request(0, { kind: 'request', name: 'PING', body: { data } });
+      guest.onPreempt = () =>
+        void (outcomes.length < 12 && loop.random.chance(0.5) && outcomes.push(ping(outcomes.length)));
+      for (let count = loop.random.below(8); count >= 0; count--) {
+        outcomes.push(ping(outcomes.length));
         if (loop.random.chance(0.3)) await loop.sleep(guest.process, loop.random.below(100) / 50);
       }
-      for (const [i, outcome] of (await Promise.all(outcomes)).reverse().entries()) {
+      // More may come while these are answered.
+      for (let i = 0; i < outcomes.length; i++) {
+        const outcome = (await outcomes[i])!;
         loop.check(outcome.kind === 'response' && outcome.body.data === i, `ping ${i} ended with ${outcome.kind}`);
       }
     }

@@ -27,6 +27,19 @@ async function runWorlds(mode: SimMode, count: number): Promise<SimStatistics> {
   return total as unknown as SimStatistics;
 }
 
+/** A run of all worlds has to have seen at least this, or it proves little. */
+const leastClean: Partial<SimStatistics> = {
+  ios: 20_000,
+  requests: 15_000,
+  resets: 800,
+  queueResets: 60,
+  resumes: 300,
+  kills: 100,
+  shutdowns: 100,
+  guestDeaths: 100,
+  hotplugs: 100,
+};
+
 const isWanted = (mode: SimMode): boolean => SIM_MODE === undefined || SIM_MODE === mode;
 
 describe('simulated worlds', () => {
@@ -34,6 +47,11 @@ describe('simulated worlds', () => {
     if (!isWanted('clean')) return;
     const total = await runWorlds('clean', 160);
     t.diagnostic(JSON.stringify(total));
+    if (SIM_SEED !== undefined || SIM_WORLDS !== undefined) return;
+    for (const [name, least] of Object.entries(leastClean)) {
+      const reached = total[name as keyof SimStatistics];
+      assert.ok(reached >= least, `${name}: ${reached}, at least ${least} are needed`);
+    }
   });
 
   it('lose messages, and requests still end', async (t) => {

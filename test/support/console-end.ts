@@ -99,18 +99,28 @@ export class FakeEnd implements HostEnd {
 /** One whose program is always there, sends without end and takes everything. */
 export class EndlessEnd extends FakeEnd {
   override connected = true;
+  #planned = false;
 
   override wantRead(wanted: boolean): void {
-    if (wanted && !this.reading) queueMicrotask(() => this.reading && this.events?.readable());
     super.wantRead(wanted);
+    if (!wanted || this.#planned) return;
+    this.#planned = true;
+    setImmediate(() => {
+      this.#planned = false;
+      if (!this.reading || this.closed) return;
+      this.events?.readable();
+      this.wantRead(this.reading);
+    });
   }
 
   override read(into: Uint8Array): number {
+    assert.ok(!this.closed);
     into.fill(7);
     return into.length;
   }
 
   override write(from: Uint8Array): number {
+    assert.ok(!this.closed);
     return from.length;
   }
 }

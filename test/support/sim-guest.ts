@@ -8,8 +8,10 @@ import { RingConsumer, RingProducer, ringBytesFor, slotBytes } from '../../src/v
 import { type TransportRequest, transportRequests } from '../../src/virtio-msg/transport-messages.ts';
 import { type Decoded, decode, Malformed } from '../../src/wire/layout.ts';
 import type { SimLoop, SimProcess } from './sim-loop.ts';
+import { SimRegions } from './sim-regions.ts';
+import type { SimReference } from './sim-resources.ts';
 import type { SimBus } from './sim-service.ts';
-import type { SimCaller, SimConnection, SimNoise, SimReference, SimRings } from './sim-transport.ts';
+import type { SimCaller, SimConnection, SimNoise, SimRings } from './sim-transport.ts';
 
 type Request = TransportRequest | BusRequest;
 
@@ -52,18 +54,17 @@ export interface SimGuestOptions {
 export class SimGuest implements SimCaller {
   readonly process: SimProcess;
   readonly loop: SimLoop;
-  readonly references = new Map<number, SimReference>();
   readonly maxMessageSize: number;
+  readonly regions = new SimRegions(this);
   readonly drivers = new Map<number, SimDeviceDriver>();
   /** Messages may get lost: silence is then no violation. */
   readonly noisy: boolean;
   leaving = false;
+  /** What else it does while the service is in the middle of something. */
+  onPreempt: (() => void) | undefined;
   /** Reads nothing until then. */
   deafUntilMs = 0;
   readonly #o: SimGuestOptions;
-  readonly #areas = new Map<number, Uint8Array>();
-  /** Areas that this connection knows, with the answer. */
-  readonly #announced = new Map<number, Promise<SimOutcome>>();
   readonly #pending = new Map<number, Pending>();
   readonly #givenUp = new Map<number, Pending>();
   /** Requests without a response on a connection that is gone. */
@@ -79,8 +80,6 @@ export class SimGuest implements SimCaller {
   #producer: RingProducer | undefined;
   #consumer: RingConsumer | undefined;
   #nextToken = 1;
-  #nextReference = 0;
-  #nextArea = 1;
   /** Requests answered, for the statistics of a run. */
   answered = 0;
 
@@ -93,6 +92,14 @@ export class SimGuest implements SimCaller {
     this.maxMessageSize = Math.min(options.bus.maxMessageSize, loop.random.pick(sizes));
     this.#frame = new Uint8Array(slotBytes(this.maxMessageSize));
     this.#connect();
+  }
+
+  get references(): Map<number, SimReference> {
+    return this.regions.references;
+  }
+
+  get hasConnection(): boolean {
+    return this.#connection !== undefined;
   }
 
   get isConnected(): boolean {
@@ -165,10 +172,9 @@ export class SimGuest implements SimCaller {
     }
     this.#pending.clear();
     this.#givenUp.clear();
-    this.references.clear();
-    this.#announced.clear();
+    this.regions.renew();
     if (!resumed) for (const pending of this.#held.splice(0)) pending.resolve({ kind: 'lost' });
-    for (const [area, bytes] of this.#areas) await this.addRegion(area, bytes);
+    await this.regions.announceAll();
     if (this.#connection !== connection) return;
     this.#isAnnouncing = false;
     for (const pending of this.#held.splice(0)) this.#repeat(pending);
@@ -316,6 +322,7 @@ export class SimGuest implements SimCaller {
     if (this.#connection === undefined || this.loop.nowMs < this.deafUntilMs) return;
     if (this.loop.random.chance(0.5)) this.#pump();
     for (const driver of this.drivers.values()) driver.preempt();
+    this.onPreempt?.();
   }
 
   #dispatch(frame: Uint8Array): void {
@@ -375,51 +382,6 @@ export class SimGuest implements SimCaller {
     if (pending !== undefined) this.#finish(pending, { kind: 'failure', errno: event.body.errno });
     // It went while nobody was connected.
     if (event.body.errno === errno.ENODEV && this.drivers.has(device)) this.#removed(device);
-  }
-
-  reference(thing: SimReference): number {
-    this.#nextReference = (this.#nextReference + 1) >>> 0;
-    this.references.set(this.#nextReference, thing);
-    return this.#nextReference;
-  }
-
-  newArea(): number {
-    return this.#nextArea++ & 0x7fff;
-  }
-
-  /** Shares memory; it stays shared over reconnections. */
-  async addRegion(area: number, bytes: Uint8Array): Promise<boolean> {
-    this.#areas.set(area, bytes);
-    const outcome = await this.#announce(area, bytes);
-    const fine = outcome.kind === 'response' && outcome.body.errno === 0;
-    if (outcome.kind === 'response' && !fine) this.loop.check(this.noisy, `REGION_ADD: errno ${outcome.body.errno}`);
-    return fine;
-  }
-
-  #announce(area: number, bytes: Uint8Array): Promise<SimOutcome> {
-    let announced = this.#announced.get(area);
-    if (announced === undefined && this.#connection !== undefined) {
-      const reference = this.reference({ kind: 'region', bytes });
-      const body = { peer: 0, area, flags: 0, reference, reserved: 0, offset: 0n, length: BigInt(bytes.length) };
-      announced = this.request(0, { kind: 'request', name: 'REGION_ADD', body });
-      this.#announced.set(area, announced);
-    }
-    return announced ?? Promise.resolve({ kind: 'lost' });
-  }
-
-  /** @returns whether nothing of the service uses the region any more; `busy` when some device has to be reset first */
-  async removeRegion(area: number): Promise<'gone' | 'busy'> {
-    const known = this.#announced.delete(area);
-    if (!this.#areas.delete(area) || !known) return 'busy';
-    const outcome = await this.request(0, {
-      kind: 'request',
-      name: 'REGION_DEL',
-      body: { peer: 0, area, reserved: 0 },
-    });
-    if (outcome.kind !== 'response') return 'busy';
-    const result = outcome.body.errno as number;
-    this.loop.check([0, errno.EBUSY].includes(result) || this.noisy, `REGION_DEL of area ${area}: errno ${result}`);
-    return result === 0 ? 'gone' : 'busy';
   }
 
   /** Ends this life: as a program that exits, or by a kill. */

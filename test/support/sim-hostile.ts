@@ -1,8 +1,9 @@
 import { RingProducer, ringBytesFor, slotBytes } from '../../src/virtio-msg/ring.ts';
 import { FrameForge } from './sim-frames.ts';
 import type { SimLoop, SimProcess } from './sim-loop.ts';
+import type { SimReference } from './sim-resources.ts';
 import type { SimBus } from './sim-service.ts';
-import type { SimCaller, SimConnection, SimReference, SimRings } from './sim-transport.ts';
+import type { SimCaller, SimConnection, SimRings } from './sim-transport.ts';
 
 const areas = [1, 2, 3];
 const areaBytes = 16384;

@@ -1,5 +1,4 @@
-import type { IndirectTable } from '../../src/virtio/queue.ts';
-import type { DriverRingMemory } from '../../src/virtio/queue.ts';
+import type { DriverRingMemory, IndirectTable } from '../../src/virtio/queue.ts';
 import type { SimGuest } from './sim-guest.ts';
 
 /** Memory for one request: an indirect table and room for buffers. */
@@ -38,12 +37,12 @@ export class SimMemory {
 
   constructor(guest: SimGuest, deviceNumber: number) {
     this.#guest = guest;
-    this.#rings = { id: guest.newArea(), bytes: new Uint8Array(ringAreaBytes), retired: false };
+    this.#rings = { id: guest.regions.newArea(), bytes: new Uint8Array(ringAreaBytes), retired: false };
     this.#areas.push(this.#newArea(2 + (deviceNumber % 3) * 6));
   }
 
   #newArea(slots: number): Area {
-    const area = { id: this.#guest.newArea(), bytes: new Uint8Array(slots * slotBytes), retired: false };
+    const area = { id: this.#guest.regions.newArea(), bytes: new Uint8Array(slots * slotBytes), retired: false };
     for (let i = 0; i < slots; i++) {
       const offset = i * slotBytes;
       const words = new Uint32Array(area.bytes.buffer, offset, tableBytes / 4);
@@ -80,7 +79,7 @@ export class SimMemory {
     if (this.#shared) return;
     this.#shared = true;
     for (const area of [this.#rings, ...this.#areas]) {
-      if (!this.#takenBack) await this.#guest.addRegion(area.id, area.bytes);
+      if (!this.#takenBack) await this.#guest.regions.add(area.id, area.bytes);
     }
   }
 
@@ -110,7 +109,7 @@ export class SimMemory {
     const slots = this.#free.splice(before);
     this.#areas.push(area);
     // Slots come into use when the service knows the region.
-    if (await this.#guest.addRegion(area.id, area.bytes)) this.#free.push(...slots);
+    if (await this.#guest.regions.add(area.id, area.bytes)) this.#free.push(...slots);
   }
 
   /** Takes an area back, with requests in it or not. @returns 'busy' when the device must be reset for it */
@@ -122,7 +121,7 @@ export class SimMemory {
     const kept = this.#free.filter((slot) => slot.area !== area.id);
     this.#free.length = 0;
     this.#free.push(...kept);
-    const outcome = await this.#guest.removeRegion(area.id);
+    const outcome = await this.#guest.regions.remove(area.id);
     // What is still unanswered in there can only end with a fault of the device, or has ended just now.
     if (outcome === 'gone') {
       area.bytes.fill(canary);
@@ -134,7 +133,7 @@ export class SimMemory {
   /** The device is gone. */
   async takeBack(): Promise<void> {
     this.#takenBack = true;
-    for (const area of [this.#rings, ...this.#areas]) await this.#guest.removeRegion(area.id);
+    for (const area of [this.#rings, ...this.#areas]) await this.#guest.regions.remove(area.id);
   }
 
   #bury(area: Area): void {

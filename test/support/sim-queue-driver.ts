@@ -1,9 +1,10 @@
-import { FeatureSet, feature } from '../../src/virtio/features.ts';
+import { feature } from '../../src/virtio/features.ts';
 import { ringBytes, ringLayout } from '../../src/virtio/geometry.ts';
 import { type BufferRange, QueueFault } from '../../src/virtio/queue.ts';
 import { openDriverQueue, type RingDriverQueue } from '../../src/virtio/rings.ts';
 import { status } from '../../src/virtio/status.ts';
-import { setVqueueFlags, type TransportRequest, vqueueEnabled } from '../../src/virtio-msg/transport-messages.ts';
+import { setVqueueFlags, vqueueEnabled } from '../../src/virtio-msg/transport-messages.ts';
+import { Aborted, running, SimDevice, stuckAfterMs } from './sim-device.ts';
 import type { SimDeviceDriver, SimGuest } from './sim-guest.ts';
 import { SimMemory, type SimSlot } from './sim-memory.ts';
 
@@ -23,21 +24,9 @@ export interface SimChain {
   readonly writable: readonly BufferRange[];
 }
 
-/** A step of the device's life did not work out. */
-class Aborted extends Error {}
-
-const running = status.ACKNOWLEDGE | status.DRIVER | status.FEATURES_OK | status.DRIVER_OK;
-/** Each is agreed on or not, at random. */
-const ringFeatures = [feature.INDIRECT_DESC, feature.EVENT_IDX, feature.RING_PACKED, feature.IN_ORDER];
-const stuckAfterMs = 60_000;
-
 /** The life of one device with one queue under a well-behaved driver: set-up, requests, resets, resuming. */
-export abstract class SimQueueDriver implements SimDeviceDriver {
-  readonly deviceNumber: number;
-  readonly identity: string | undefined;
-  readonly guest: SimGuest;
+export abstract class SimQueueDriver extends SimDevice implements SimDeviceDriver {
   protected readonly memory: SimMemory;
-  protected features: FeatureSet = FeatureSet.empty;
   /** Issues nothing new. */
   quiet = false;
   #draining = false;
@@ -51,24 +40,17 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
   readonly #outstanding = new Map<number, SimIo>();
   #kick: { kind: 'kick'; listener: (() => void) | undefined; pending: boolean } | undefined;
   #wantsSignals = false;
-  /** Counts what excuses a set-up that fails. */
-  #disturbances = 0;
   #reconnections = 0;
   #isResuming = false;
-  #lastDisturbanceMs = 0;
   #endServing: (() => void) | undefined;
   #unpublished = false;
 
   constructor(guest: SimGuest, deviceNumber: number) {
-    this.guest = guest;
-    this.deviceNumber = deviceNumber;
-    this.identity = guest.identify(deviceNumber);
+    super(guest, deviceNumber);
     this.memory = new SimMemory(guest, deviceNumber);
     void this.#life();
   }
 
-  protected abstract readonly wantedFeatures: readonly number[];
-  protected abstract readonly deviceType: number;
   /** The device was reset: nothing that was issued before happens any more. */
   protected abstract onReset(): void;
   protected abstract checkConfig(): Promise<string | undefined>;
@@ -92,22 +74,10 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     return this.memory.wasTrespassed();
   }
 
-  get name(): string {
-    return `${this.guest.process.name} device ${this.deviceNumber}`;
-  }
-
-  protected fault(what: string): void {
-    if (!this.guest.noisy) this.guest.loop.fail(`${this.name}: ${what}`);
-  }
-
-  #sleep(ms: number): Promise<void> {
-    return this.guest.loop.sleep(this.guest.process, ms);
-  }
-
   async #life(): Promise<void> {
     const { random } = this.guest.loop;
     while (!this.isGone) {
-      const before = this.#disturbances;
+      const before = this.disturbances;
       try {
         this.#phase = 'starting';
         await this.memory.share();
@@ -116,45 +86,14 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
       } catch (error) {
         if (!(error instanceof Aborted)) throw error;
         this.guest.loop.log(`${this.name}: ${error.message}`);
-        if (this.#disturbances === before && !this.isGone) this.fault(`set-up failed: ${error.message}`);
-        await this.#sleep(5 + random.below(50));
+        if (this.disturbances === before && !this.isGone) this.fault(`set-up failed: ${error.message}`);
+        await this.sleep(5 + random.below(50));
       }
     }
   }
 
-  /** @throws Aborted when there is no answer */
-  protected async ask(message: Omit<TransportRequest, 'kind'>): Promise<Record<string, unknown>> {
-    // Another device may have the number by now.
-    if (this.isGone) throw new Aborted('the device is gone');
-    const outcome = await this.guest.request(this.deviceNumber, { kind: 'request', ...message } as TransportRequest);
-    if (this.isGone) throw new Aborted('the device is gone');
-    if (outcome.kind === 'response') return outcome.body;
-    // A lost connection and a device that is gone excuse; so does a service that gave up a slow reset of a queue.
-    this.#disturbed();
-    throw new Aborted(`${message.name}: ${outcome.kind === 'failure' ? `errno ${outcome.errno}` : 'lost'}`);
-  }
-
-  #disturbed(): void {
-    this.#disturbances += 1;
-    this.#lastDisturbanceMs = this.guest.loop.nowMs;
-  }
-
-  #require(condition: boolean, what: string): void {
-    if (!condition) throw new Aborted(what);
-  }
-
-  async #setStatus(value: number): Promise<number> {
-    return (await this.ask({ name: 'SET_DEVICE_STATUS', body: { status: value } })).status as number;
-  }
-
   async #reset(): Promise<void> {
-    const begunMs = this.guest.loop.nowMs;
-    let value = await this.#setStatus(0);
-    for (let wait = 1; value !== 0; wait = Math.min(wait * 2, 500)) {
-      if (this.guest.loop.nowMs - begunMs > stuckAfterMs) this.fault('the reset does not end');
-      await this.#sleep(wait);
-      value = (await this.ask({ name: 'GET_DEVICE_STATUS', body: {} })).status as number;
-    }
+    await this.resetDevice();
     this.#abandonAll();
     this.onReset();
     this.memory.scribble();
@@ -176,25 +115,13 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     const { random } = this.guest.loop;
     const reconnections = this.#reconnections;
     await this.#reset();
-    await this.#setStatus(status.ACKNOWLEDGE);
-    await this.#setStatus(status.ACKNOWLEDGE | status.DRIVER);
-    const info = await this.ask({ name: 'GET_DEVICE_INFO', body: {} });
-    this.#require(info.deviceId === this.deviceType, `device type ${info.deviceId}`);
-    const body = { blockIndex: 0, blockCount: info.featureBlockCount as number };
-    const offered = FeatureSet.fromBlocks((await this.ask({ name: 'GET_DEVICE_FEATURES', body })).blocks as number[]);
-    const optional = [...ringFeatures, feature.RING_RESET, ...this.wantedFeatures];
-    const chosen = optional.filter((bit) => offered.has(bit) && random.chance(0.7));
-    this.features = FeatureSet.of(feature.VERSION_1, feature.ACCESS_PLATFORM, ...chosen);
-    const blocks = this.features.toBlocks(body.blockCount);
-    await this.ask({ name: 'SET_DRIVER_FEATURES', body: { ...body, blocks } });
-    const negotiated = running & ~status.DRIVER_OK;
-    this.#require(((await this.#setStatus(negotiated)) & status.FEATURES_OK) !== 0, 'FEATURES_OK was refused');
+    await this.negotiate();
     const config = await this.checkConfig();
-    this.#require(config === undefined, config ?? '');
+    this.require(config === undefined, config ?? '');
     await this.#enableQueue();
     this.#wantsSignals = random.chance(0.3);
     await this.#wire();
-    this.#require((await this.#setStatus(running)) === running, 'DRIVER_OK was refused');
+    this.require((await this.setStatus(running)) === running, 'DRIVER_OK was refused');
     this.#phase = 'running';
     this.guest.loop.log(`${this.name}: runs`);
     if (this.#reconnections !== reconnections) this.#notify();
@@ -205,7 +132,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     const found = await this.ask({ name: 'GET_VQUEUE', body: { index: 0 } });
     const possible = this.features.has(feature.RING_PACKED) ? [4, 5, 7, 16, 61, 256] : [2, 4, 8, 16, 64, 256];
     const sizes = possible.filter((size) => size >= 4 && size <= (found.maxSize as number));
-    this.#require(sizes.length > 0, `queues of ${found.maxSize} entries`);
+    this.require(sizes.length > 0, `queues of ${found.maxSize} entries`);
     this.#queueSize = random.pick(sizes);
     this.#openQueue();
     const { descAddr, driverAddr, deviceAddr } = this.memory;
@@ -213,7 +140,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     await this.ask({ name: 'SET_VQUEUE', body: { ...setup, flags: setVqueueFlags.enable, reserved: 0 } });
     const now = await this.ask({ name: 'GET_VQUEUE', body: { index: 0 } });
     const same = now.size === setup.size && now.descAddr === descAddr && now.flags === vqueueEnabled;
-    this.#require(same, `SET_VQUEUE gave size ${now.size} for ${setup.size}, flags ${now.flags}`);
+    this.require(same, `SET_VQUEUE gave size ${now.size} for ${setup.size}, flags ${now.flags}`);
   }
 
   #openQueue(): void {
@@ -234,11 +161,11 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     if (!this.#wantsSignals) return;
     const kick = { kind: 'kick' as const, listener: undefined, pending: false };
     const call = { kind: 'call' as const, ring: () => this.used(0) };
-    const references = { kick: this.guest.reference(kick), call: this.guest.reference(call) };
+    const references = { kick: this.guest.regions.reference(kick), call: this.guest.regions.reference(call) };
     const body = { device: this.deviceNumber, flags: 3, queue: 0, ...references };
     const outcome = await this.guest.request(0, { kind: 'request', name: 'QUEUE_NOTIFY', body });
-    if (outcome.kind !== 'response' || this.isGone) this.#disturbed();
-    this.#require(!this.isGone && outcome.kind === 'response' && outcome.body.errno === 0, 'QUEUE_NOTIFY was refused');
+    if (outcome.kind !== 'response' || this.isGone) this.disturbed();
+    this.require(!this.isGone && outcome.kind === 'response' && outcome.body.errno === 0, 'QUEUE_NOTIFY was refused');
     this.#kick = kick;
   }
 
@@ -263,14 +190,14 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
       this.#issue(1 + loop.random.below(6));
       await this.#sometimes();
       this.#checkStuck();
-      await Promise.race([end, this.#sleep(pauseMs * (loop.random.below(100) / 50))]);
+      await Promise.race([end, this.sleep(pauseMs * (loop.random.below(100) / 50))]);
       pauseMs = this.completed > before ? 1 : Math.min(pauseMs * 1.5, 400);
     }
   }
 
   #checkStuck(): void {
     for (const io of this.#outstanding.values()) {
-      const since = Math.max(io.issuedMs, this.#lastDisturbanceMs);
+      const since = Math.max(io.issuedMs, this.lastDisturbanceMs);
       if (this.guest.isConnected && this.guest.loop.nowMs - since > stuckAfterMs) {
         if (this.guest.noisy) this.end();
         else this.fault(`a request of ${io.issuedMs.toFixed(2)} ms is not completed`);
@@ -297,7 +224,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     let pauseMs = 1;
     while (this.#outstanding.size > 0 && this.#phase === 'running' && this.guest.loop.violation === undefined) {
       this.#checkStuck();
-      await this.#sleep(pauseMs);
+      await this.sleep(pauseMs);
       pauseMs = Math.min(pauseMs * 2, 2000);
     }
     this.#draining = false;
@@ -307,9 +234,9 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     // Whether the device was kept is being found out.
     if (this.#isResuming) return;
     try {
-      const before = this.#disturbances;
-      const found = (await this.ask({ name: 'GET_DEVICE_STATUS', body: {} })).status;
-      if (this.#disturbances === before && found !== running) this.fault(`status ${found} while it is in use`);
+      const before = this.disturbances;
+      const found = await this.getStatus();
+      if (this.disturbances === before && found !== running) this.fault(`status ${found} while it is in use`);
     } catch (error) {
       if (!(error instanceof Aborted)) throw error;
     }
@@ -333,7 +260,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
     await this.ask({ name: 'RESET_VQUEUE', body: { index: 0 } });
     if (this.#phase !== 'queue-reset') return;
     const found = await this.ask({ name: 'GET_VQUEUE', body: { index: 0 } });
-    this.#require(found.flags === 0 && found.size === 0, 'RESET_VQUEUE was not applied');
+    this.require(found.flags === 0 && found.size === 0, 'RESET_VQUEUE was not applied');
     this.#abandonAll();
     this.onReset();
     await this.#enableQueue();
@@ -407,7 +334,7 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
 
   configEvent(value: number): void {
     if ((value & status.DEVICE_NEEDS_RESET) === 0) return;
-    this.#disturbed();
+    this.disturbed();
     this.end();
   }
 
@@ -419,21 +346,21 @@ export abstract class SimQueueDriver implements SimDeviceDriver {
   }
 
   removed(): void {
-    this.#disturbed();
+    this.disturbed();
     this.#phase = 'gone';
     this.#endServing?.();
     void this.memory.takeBack();
   }
 
   async reconnected(kept: boolean): Promise<void> {
-    this.#disturbed();
+    this.disturbed();
     this.#reconnections += 1;
     this.#kick = undefined;
     if (!kept) this.end();
     if (this.#phase !== 'running') return;
     this.#isResuming = true;
     try {
-      const value = (await this.ask({ name: 'GET_DEVICE_STATUS', body: {} })).status as number;
+      const value = await this.getStatus();
       if (this.#phase !== 'running') return;
       if (value !== running) {
         if (value !== 0 && (value & status.DEVICE_NEEDS_RESET) === 0) this.fault(`status ${value} after resuming`);

@@ -10,7 +10,8 @@ import { limits } from '../../src/kit/limits.ts';
 import { dialectD5 } from '../../src/virtio-msg/dialect.ts';
 import type { SimDisk } from './sim-disk.ts';
 import type { SimLoop, SimProcess } from './sim-loop.ts';
-import { SimSocket, SimStore, SimTransport } from './sim-transport.ts';
+import { SimStore } from './sim-resources.ts';
+import { SimSocket, SimTransport } from './sim-transport.ts';
 
 /** What of a bus outlives the service: its socket path, its recovery files, and what is to be attached to it. */
 export class SimBus {

@@ -1,26 +1,17 @@
 import { RingPort } from '../../src/device/ring-port.ts';
-import type { ErrnoName } from '../../src/kit/errno.ts';
 import { limits } from '../../src/kit/limits.ts';
 import type {
   Admission,
   BusPort,
   BusTransport,
   BusTransportHandler,
-  CallTarget,
   GuestConnection,
-  GuestMemory,
   GuestResources,
   ResumeClaim,
 } from '../../src/ports/bus.ts';
-import type { RecoveryMemory, RecoveryStore } from '../../src/ports/recovery.ts';
 import { RingConsumer, RingProducer } from '../../src/virtio-msg/ring.ts';
 import type { SimLoop, SimProcess } from './sim-loop.ts';
-
-/** What a guest hands over by reference. */
-export type SimReference =
-  | { readonly kind: 'region'; readonly bytes: Uint8Array }
-  | { readonly kind: 'kick'; listener: (() => void) | undefined; pending: boolean }
-  | { readonly kind: 'call'; readonly ring: () => void };
+import { type SimReference, SimResources } from './sim-resources.ts';
 
 /** The guest's end of a connection. Calls come as events of the guest's process. */
 export interface SimCaller {
@@ -176,7 +167,7 @@ export class SimConnection implements GuestConnection {
     this.#noise = noise;
     this.#released = released;
     this.maxMessageSize = caller.maxMessageSize;
-    this.resources = new SimResources(loop, transport.process, caller);
+    this.resources = new SimResources(loop, transport.process, caller.process, caller.references);
     this.#handle = transport.process.hold('connection');
     caller.process.onDeath(() => this.leave('the guest died'));
   }
@@ -330,98 +321,5 @@ class SimPort implements BusPort {
   sleep(): boolean {
     this.#pause();
     return this.#port.sleep();
-  }
-}
-
-class SimResources implements GuestResources {
-  readonly #loop: SimLoop;
-  readonly #process: SimProcess;
-  readonly #caller: SimCaller;
-
-  constructor(loop: SimLoop, process: SimProcess, caller: SimCaller) {
-    this.#loop = loop;
-    this.#process = process;
-    this.#caller = caller;
-  }
-
-  #take<K extends SimReference['kind']>(number: number, kind: K): Extract<SimReference, { kind: K }> | ErrnoName {
-    this.#process.touch();
-    const reference = this.#caller.references.get(number);
-    this.#caller.references.delete(number);
-    if (reference === undefined) return 'ENOENT';
-    return reference.kind === kind ? (reference as Extract<SimReference, { kind: K }>) : 'EPERM';
-  }
-
-  openRegion(reference: number, offset: bigint, length: bigint): GuestMemory | ErrnoName {
-    const region = this.#take(reference, 'region');
-    if (typeof region === 'string') return region;
-    if (offset + length > BigInt(region.bytes.length)) return 'EINVAL';
-    const bytes = region.bytes.subarray(Number(offset), Number(offset + length));
-    return { bytes, close: this.#process.hold('mapping').close };
-  }
-
-  openKick(reference: number, onKick: () => void): { close(): void } | ErrnoName {
-    const kick = this.#take(reference, 'kick');
-    if (typeof kick === 'string') return kick;
-    const handle = this.#process.hold('kick');
-    let open = true;
-    kick.listener = () => {
-      // A counter: what was written before anyone looked is read once.
-      if (kick.pending) return;
-      kick.pending = true;
-      this.#loop.at(this.#process, this.#loop.random.below(1000) / 1000, () => {
-        kick.pending = false;
-        if (open) onKick();
-      });
-    };
-    return {
-      close() {
-        open = false;
-        handle.close();
-      },
-    };
-  }
-
-  openCall(reference: number): CallTarget | ErrnoName {
-    const call = this.#take(reference, 'call');
-    if (typeof call === 'string') return call;
-    const ring = () => void this.#loop.at(this.#caller.process, this.#loop.random.below(1000) / 1000, call.ring);
-    return { ring, close: this.#process.hold('call').close };
-  }
-
-  give(): number | ErrnoName {
-    return 'EOPNOTSUPP';
-  }
-
-  discard(reference: number): void {
-    this.#caller.references.delete(reference);
-  }
-}
-
-/** Recovery memory of one bus. */
-export class SimStore implements RecoveryStore {
-  readonly #files: Map<string, Uint8Array>;
-  readonly #process: SimProcess;
-
-  constructor(files: Map<string, Uint8Array>, process: SimProcess) {
-    this.#files = files;
-    this.#process = process;
-  }
-
-  open(name: string, length: number): RecoveryMemory {
-    this.#process.touch();
-    const found = this.#files.get(name);
-    const bytes = found?.length === length ? found : new Uint8Array(length);
-    this.#files.set(name, bytes);
-    return { bytes, close: this.#process.hold('recovery').close };
-  }
-
-  names(): string[] {
-    return [...this.#files.keys()];
-  }
-
-  remove(name: string): void {
-    this.#process.touch();
-    this.#files.delete(name);
   }
 }

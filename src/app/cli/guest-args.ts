@@ -18,6 +18,8 @@ const options = {
   to: { type: 'string', for: ['blk copy'] },
   bytes: { type: 'string', for: ['rng', 'tour'] },
   hex: { type: 'boolean', for: ['rng'] },
+  port: { type: 'string', for: ['console'] },
+  eof: { type: 'boolean', for: ['console'] },
   disk: { type: 'string', for: ['tour'] },
   scratch: { type: 'string', for: ['tour'] },
   'scratch-bytes': { type: 'string', for: ['tour'] },
@@ -51,7 +53,7 @@ export class GuestArgs {
     this.#device = rest[0];
     this.command = name === 'blk' ? `blk ${rest[1] ?? ''}` : (name ?? '');
     if (this.help) return;
-    const count = { blk: 2, info: 1, rng: 1 }[this.command.split(' ')[0] ?? ''] ?? 0;
+    const count = { blk: 2, console: 1, info: 1, rng: 1 }[this.command.split(' ')[0] ?? ''] ?? 0;
     if (rest.length > count) throw usageError(`unexpected argument '${rest[count]}'`);
     for (const [option, value] of Object.entries(values)) {
       const takers: readonly string[] = options[option as GuestOption].for;

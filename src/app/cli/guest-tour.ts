@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { BlkDriver, type DeviceInfo, deviceInfo, type GuestBus, RngDriver } from '../../guest/index.ts';
+import { BlkDriver, ConsoleDriver, type DeviceInfo, deviceInfo, type GuestBus, RngDriver } from '../../guest/index.ts';
 import { deviceId } from '../../virtio/device-ids.ts';
 import { CliError, exitCode } from './exit-codes.ts';
 import type { GuestArgs } from './guest-args.ts';
@@ -64,6 +64,8 @@ class Tour {
     const written =
       scratch === undefined ? undefined : await this.#withDisk(scratch, (driver) => this.#writeScratch(driver));
     await this.#hotplug(written === undefined ? undefined : { device: scratch, ...written });
+    const terminal = devices.find((device) => device.type === deviceId.console);
+    if (terminal !== undefined) await this.#console(terminal.number);
     const sources = (await this.#devices(false)).filter((device) => device.type === deviceId.rng);
     for (const { number } of sources) await this.#random(number);
     this.#statistics();
@@ -146,6 +148,26 @@ class Tour {
     const speed = this.#count(bytes, progress.elapsedMs);
     this.#print('verified', { device, bytes, sha256, match: sha256 === wanted, ...speed });
     if (sha256 !== wanted) throw mismatch(`device ${device} did not keep what was written`);
+  }
+
+  /** Says a line on the console and waits for the line that answers it. */
+  async #console(device: number): Promise<void> {
+    const driver = await ConsoleDriver.open(this.#bus, device);
+    try {
+      const port = await driver.port(0);
+      await port.open();
+      const said = `hello from guest process ${process.pid}`;
+      await port.write(Buffer.from(`${said}\n`));
+      let heard = '';
+      while (!heard.includes('\n')) {
+        const bytes = await port.read();
+        if (bytes === null) throw new CliError(exitCode.unavailable, 'nobody answers on the console');
+        heard += Buffer.from(bytes).toString();
+      }
+      this.#print('console', { device, said, heard: heard.split('\n')[0] });
+    } finally {
+      await driver.close();
+    }
   }
 
   /** Waits until one device leaves and one arrives, then uses the latter. */

@@ -12,6 +12,7 @@ import { SystemCallError } from '../../libc/errno.ts';
 import { CliError, exitCode, usageError } from './exit-codes.ts';
 import { GuestArgs } from './guest-args.ts';
 import { blkCopy, blkRead, blkVerify, blkWrite, openDisk } from './guest-blk.ts';
+import { runConsole } from './guest-console.ts';
 import { writeOut } from './guest-output.ts';
 import { runGuestServe } from './guest-serve.ts';
 import { runTour } from './guest-tour.ts';
@@ -26,6 +27,7 @@ const help = `vmsg guest: the driver side of a bus
   vmsg guest blk DEVICE write --in FILE|- [--offset SIZE]
   vmsg guest blk DEVICE verify --sha256 HEX | --against FILE [--offset SIZE] [--length SIZE]
   vmsg guest blk DEVICE copy --to DEVICE | --from DEVICE [--length SIZE]
+  vmsg guest console DEVICE [--port N] [--eof]      stdin and stdout to a port; Ctrl-] ends, --eof: the end of stdin
   vmsg guest rng DEVICE --bytes SIZE [--hex]        random bytes on stdout
   vmsg guest ping --bus SOCKET [--json]             how long the service takes to answer
   vmsg guest serve --bus SOCKET --disk-image FILE [--read-only] | --entropy
@@ -55,6 +57,7 @@ const withDisk =
   };
 
 const commands: Readonly<Record<string, Command>> = {
+  console: runConsole,
   enumerate,
   info,
   ping,
@@ -142,7 +145,7 @@ function checkUsage(args: GuestArgs): Command {
     throw usageError('guest blk copy needs --to DEVICE or --from DEVICE');
   }
   for (const option of ['offset', 'length', 'bytes', 'scratch-bytes', 'random'] as const) args.size(option);
-  for (const option of ['from', 'to', 'disk', 'scratch'] as const) args.number(option, 0xffff);
+  for (const option of ['from', 'to', 'disk', 'scratch', 'port'] as const) args.number(option, 0xffff);
   args.sha256();
   return command;
 }

@@ -12,6 +12,7 @@ import { type RunningService, startService } from '../compose.ts';
 import { type Config, loadConfig } from '../config.ts';
 import { surroundings } from '../serve.ts';
 import { endSignal } from '../signals.ts';
+import { ConsoleHost } from './console-host.ts';
 import { GuestProcess } from './guest-process.ts';
 import { type DemoImage, makeImage, makeScratch, sha256Of, userImage } from './images.ts';
 import { humanBytes, Story } from './story.ts';
@@ -88,7 +89,9 @@ async function runTour(
   story.chapter('Devices are defined and attached over REST');
   const image = disk ?? (await makeImage(directory, io.env.PATH));
   const scratch = makeScratch(directory);
-  await defineDevices(api, image, scratch, story);
+  const consoleSocket = join(directory, 'console.sock');
+  await defineDevices(api, image, scratch, consoleSocket, story);
+  scope.own(await ConsoleHost.open(consoleSocket));
   const address = await addressOf(api, bus);
 
   story.chapter('Another guest process serves a device of its own');
@@ -120,7 +123,13 @@ async function addressOf(api: ApiClient, id: string): Promise<string> {
   return (body as Resource<'buses'>).status.address;
 }
 
-async function defineDevices(api: ApiClient, image: DemoImage, scratch: DemoImage, story: Story): Promise<void> {
+async function defineDevices(
+  api: ApiClient,
+  image: DemoImage,
+  scratch: DemoImage,
+  consoleSocket: string,
+  story: Story,
+): Promise<void> {
   const objects: ReadonlyArray<readonly [string, object]> = [
     ['domains/guest', { description: 'the guest process of the demo' }],
     ['domains/server', { description: 'the guest process that serves a device' }],
@@ -128,16 +137,19 @@ async function defineDevices(api: ApiClient, image: DemoImage, scratch: DemoImag
     ['backends/disk', { type: 'blk', path: image.path, readOnly: true }],
     ['backends/scratch', { type: 'blk', path: scratch.path }],
     ['backends/rng', { type: 'rng' }],
+    ['backends/console', { type: 'console', ports: [{ socket: consoleSocket }] }],
     [`buses/${servedBus}`, { domain: 'server', transport: 'loopback', role: 'device' }],
     ['backends/served', { type: 'guest', bus: servedBus, deviceNumber: 0 }],
     [`attachments/${bus}.disk`, { bus, backend: 'disk' }],
     [`attachments/${scratchAttachment}`, { bus, backend: 'scratch' }],
     [`attachments/${bus}.rng`, { bus, backend: 'rng' }],
+    [`attachments/${bus}.console`, { bus, backend: 'console' }],
   ];
   for (const [path, spec] of objects) await api.call('PUT', `/v1/${path}`, spec);
   story.fact(`disk: ${image.what}, ${humanBytes(image.sizeBytes)}, read-only`);
   story.fact(`scratch: ${scratch.what}, ${humanBytes(scratch.sizeBytes)}, writable`);
   story.fact('rng: the entropy of the kernel');
+  story.fact('console: a Unix socket, with this program at its other end');
 }
 
 /** Takes the scratch disk away while the guest runs, and gives it back. */

@@ -62,6 +62,11 @@ export class TourReport {
       case 'added':
         story.fact(`the guest saw device ${event.device} come`);
         return;
+      case 'console':
+        story.chapter('The guest uses its console');
+        story.fact(`device ${event.device}: the guest said "${event.said}"`);
+        story.fact(`device ${event.device}: the guest heard "${event.heard}"`);
+        return;
       case 'random':
         if (!this.#drewRandom) story.chapter('The guest draws random bytes from each entropy device');
         this.#drewRandom = true;

@@ -6,7 +6,7 @@ import { gather, scatter } from './parts.ts';
 import { bridgeVendorId } from './vendor.ts';
 
 /** The configuration space: what a driver has to know before its first request. */
-export const templateConfig = layout('template_config', 'docs/backend-guide.md', 4, {
+const templateConfig = layout('template_config', 'docs/backend-guide.md', 4, {
   textMaxBytes: u32(0, 'longest name that a request may carry'),
 });
 
