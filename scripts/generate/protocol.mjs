@@ -37,6 +37,8 @@ const about = {
   REGION_ADD: ['guest', 'Shares memory; then its bus addresses, area << 48 | offset, can be used.'],
   REGION_DEL: ['guest', 'Takes memory back; the response comes when nothing uses it any more.'],
   QUEUE_NOTIFY: ['guest', 'Moves the notifications of one virtqueue from messages to descriptors or ports, or back.'],
+  DEVICE_BIND: ['service', 'To a guest that serves devices: whose memory the addresses of a device mean.'],
+  SHM_OPEN: ['guest', 'Asks for the memory behind a shared memory region of a device.'],
   FAILURE: ['service', 'A request will have no response. Its device, token, id and type say which one.'],
 };
 

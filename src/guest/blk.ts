@@ -109,7 +109,14 @@ export class BlkDriver extends Emitter<BlkEvents> {
    * @throws VmsgError 'invalid-request' when it is no block device; else as `VirtioDevice.open`
    */
   static async open(bus: GuestBus, number: number, options: BlkOptions = {}): Promise<BlkDriver> {
-    const { depth = 16, transferBytes = 128 * 1024, queues: queuesWanted = 1, packed = false, inOrder = false, ...queueOptions } = options;
+    const {
+      depth = 16,
+      transferBytes = 128 * 1024,
+      queues: queuesWanted = 1,
+      packed = false,
+      inOrder = false,
+      ...queueOptions
+    } = options;
     if (depth < 1 || queuesWanted < 1 || transferBytes < sectorBytes || transferBytes % sectorBytes !== 0) {
       throw new VmsgError(
         'invalid-request',

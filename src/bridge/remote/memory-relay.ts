@@ -3,7 +3,7 @@ import { errno } from '../../kit/errno.ts';
 import { limits } from '../../kit/limits.ts';
 import type { Closable } from '../../kit/scope.ts';
 import { regionReadOnly } from '../../virtio-msg/bus-messages.ts';
-import type { RemoteBus } from './remote-bus.ts';
+import type { RemoteRequests } from './peer.ts';
 
 const removalTimeoutMs = limits.regionRemovalTimeoutMs + limits.requestTimeoutMs;
 
@@ -13,7 +13,7 @@ export class MemoryRelay implements RegionWatcher {
   readonly peer: number;
   /** Resolves when the far side has given everything back. */
   readonly ended: Promise<void>;
-  readonly #bus: RemoteBus;
+  readonly #bus: RemoteRequests;
   readonly #areas = new Set<number>();
   readonly #watch: Closable;
   readonly #ready: Promise<void>;
@@ -22,7 +22,7 @@ export class MemoryRelay implements RegionWatcher {
   #users = 1;
 
   /** @param ready when the driver before has given its memory back */
-  constructor(bus: RemoteBus, memory: SharedMemory, peer: number, ready: Promise<void>, forget: () => void) {
+  constructor(bus: RemoteRequests, memory: SharedMemory, peer: number, ready: Promise<void>, forget: () => void) {
     this.#bus = bus;
     this.peer = peer;
     this.#ready = ready;

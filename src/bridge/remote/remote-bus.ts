@@ -14,27 +14,7 @@ import type { CanonicalMessage } from '../../virtio-msg/dialect.ts';
 import type { MessageHeader } from '../../virtio-msg/header.ts';
 import type { TransportEvent, TransportRequest, TransportResponse } from '../../virtio-msg/transport-messages.ts';
 import { MemoryRelay } from './memory-relay.ts';
-
-/** The message path to a side that serves devices. */
-export interface RemotePeer {
-  readonly maxMessageSize: number;
-  /** The far side tells the memory of several drivers apart; else it has one driver, which is us. */
-  readonly byPeer: boolean;
-  /** Bytes of a message on this path. */
-  lengthOf(message: CanonicalMessage): number;
-  send(message: CanonicalMessage, deviceNumber: number, token: number): void;
-  giveDescriptor(fd: number): number | ErrnoName;
-}
-
-/** What a device of the far side reports to its stand-in here. */
-export interface RemoteEvents {
-  onEvent(event: TransportEvent): void;
-  /** The device, or the side that serves it, is gone. */
-  onGone(reason: string): void;
-}
-
-/** A response, or why there is none. */
-export type RemoteResult<R> = R | ErrnoName;
+import type { RemoteEvents, RemotePeer, RemoteRequests, RemoteResult } from './peer.ts';
 
 interface Waiting {
   readonly device: number;
@@ -51,7 +31,7 @@ const tokenMax = 0xffff;
  * The driver side of a connection whose far side serves devices: a guest of role `device`, or another bridge.
  * Correlates responses, knows which devices are there, passes memory on.
  */
-export class RemoteBus {
+export class RemoteBus implements RemoteRequests {
   readonly peer: RemotePeer;
   readonly #clock: Clock;
   readonly #onDevices: () => void;

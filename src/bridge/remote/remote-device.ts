@@ -6,7 +6,8 @@ import { limits } from '../../kit/limits.ts';
 import { feature } from '../../virtio/features.ts';
 import type { TransportEvent, TransportRequest, TransportResponse } from '../../virtio-msg/transport-messages.ts';
 import type { MemoryRelay } from './memory-relay.ts';
-import type { RemoteBus, RemoteEvents, RemoteResult } from './remote-bus.ts';
+import type { RemoteEvents, RemoteResult } from './peer.ts';
+import type { RemoteBus } from './remote-bus.ts';
 
 const resetPollMs = 20;
 const noData = { offset: 0, length: 0, data: new Uint8Array(0) };

@@ -6,7 +6,8 @@ import { limits } from '../../kit/limits.ts';
 import { type CanonicalMessage, dialectD5, headerFault } from '../../virtio-msg/dialect.ts';
 import { headerBytes, messageHeader } from '../../virtio-msg/header.ts';
 import { decode, Malformed } from '../../wire/layout.ts';
-import { RemoteBus, type RemotePeer } from './remote-bus.ts';
+import type { RemotePeer } from './peer.ts';
+import { RemoteBus } from './remote-bus.ts';
 
 /** The message path to another bridge, of which we are the guest. */
 class UpstreamPeer implements RemotePeer {
