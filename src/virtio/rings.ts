@@ -20,11 +20,7 @@ import { SplitInflightLog } from './split/inflight.ts';
  * With IN_ORDER chains are handed back as they were made available, whatever the order of `push`, each with an
  * element of its own.
  */
-export function openDeviceQueue(
-  setup: QueueSetup,
-  memory: AddressSpace,
-  log?: InflightLog,
-): DeviceQueue | QueueFault {
+export function openDeviceQueue(setup: QueueSetup, memory: AddressSpace, log?: InflightLog): DeviceQueue | QueueFault {
   const layout = ringLayout(setup.features);
   if (!isQueueSize(layout, setup.size)) return new QueueFault('queue-size', `${setup.size} entries`);
   if (layout === 'packed') {

@@ -5,7 +5,7 @@ import { Scope } from '../../src/kit/scope.ts';
 import { compileBaselines } from './compiler.ts';
 import { type Item, items, type Means } from './items.ts';
 import { type Placement, Processors } from './placement.ts';
-import { machineLines, markdown, type Result, resultOf, textTable } from './report.ts';
+import { loadNotes, machineLines, markdown, type Result, resultOf, textTable } from './report.ts';
 import { compare, interleave } from './stats.ts';
 import { openWorld, type World } from './world.ts';
 
@@ -98,7 +98,7 @@ async function measureAll(options: Options, shared: Shared, scope: Scope): Promi
 async function run(options: Options, scope: Scope): Promise<void> {
   const baselines = compileBaselines(scope);
   const processors = Processors.find();
-  const notes = processors.notes();
+  const notes = [...loadNotes(), ...processors.notes()];
   if (baselines === undefined) notes.push('there is no gcc here: nothing to compare with, ours only');
   // Before anything runs: the load is then that of others.
   const facts = [...machineLines(), ...notes];

@@ -45,6 +45,14 @@ export function machineLines(): string[] {
   ];
 }
 
+/** Above it the other programs take turns with ours: spinning ends are interrupted, and spreads are wide. */
+const loadMaxPerProcessor = 0.25;
+
+export function loadNotes(): string[] {
+  const busy = (loadavg()[0] ?? 0) > loadMaxPerProcessor * cpus().length;
+  return busy ? ['busy: other programs run here, so these numbers are not fit to be quoted'] : [];
+}
+
 const columns = ['what', 'unit', 'ours', 'baseline', 'ratio', 'spread', 'bar', 'compared with'] as const;
 const numeric = new Set<string>(['ours', 'baseline', 'ratio', 'spread', 'bar']);
 

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { BlkDriver, connect, type GuestBus } from '../../src/guest/index.ts';
+import { BlkDriver, connect, type GuestBus, VirtioDevice } from '../../src/guest/index.ts';
 import { blkFeature } from '../../src/virtio/features.ts';
 import { isCode } from '../support/guest-fixture.ts';
 import { runVmsg } from '../support/run-command.ts';
@@ -51,6 +51,22 @@ async function withBuses(act: (a: GuestBus, b: GuestBus) => Promise<void>): Prom
   await act(a!, b!);
   a!.close();
   b!.close();
+}
+
+const bytes = (value: string): Uint8Array => new TextEncoder().encode(value);
+const text = (value: Uint8Array): string => new TextDecoder().decode(value);
+
+/** One request to queue 0 of a device without a driver of its own. */
+async function ask(bus: GuestBus, number: number, question: Uint8Array): Promise<Uint8Array> {
+  const device = await VirtioDevice.open(bus, number);
+  const queue = await device.addQueue(0);
+  await device.start();
+  const memory = device.alloc(256);
+  memory.bytes.set(question);
+  const length = await queue.submit([memory.range(0, question.length)], [memory.range(128, 128)]);
+  const answer = memory.bytes.slice(128, 128 + length);
+  await device.close();
+  return answer;
 }
 
 test('guests of two buses read one image at the same time, through one backend and through two', () =>
@@ -120,5 +136,16 @@ test('the command makes a disk with queues, a shared memory device and the templ
   assert.match(stdout, /greeter +template +Moin/);
   const wide = (await service.api.call('GET', '/v1/backends/wide')).body as { spec: { queues?: number } };
   assert.equal(wide.spec.queues, 8);
+  for (const [id, deviceNumber] of [
+    ['memory', 6],
+    ['greeter', 7],
+  ] as const) {
+    await put('attachments', id, { bus: 'b', backend: id, deviceNumber });
+  }
+  await withBuses(async (_, b) => {
+    assert.equal(text(await ask(b, 7, bytes('World'))), 'Moin, World!');
+    assert.deepEqual([...(await ask(b, 6, bytes('?')))], [1, 0, 0, 0]);
+  });
+  for (const id of ['memory', 'greeter']) await remove('attachments', id);
   for (const id of ['wide', 'memory', 'greeter']) await remove('backends', id);
 });

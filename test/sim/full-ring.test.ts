@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { it } from 'node:test';
-import { SimGuest, type SimOutcome } from '../support/sim-guest.ts';
+import { SimGuest } from '../support/sim-guest.ts';
 import { SimLoop } from '../support/sim-loop.ts';
+import type { SimOutcome } from '../support/sim-regions.ts';
 import { SimBus, SimService } from '../support/sim-service.ts';
 
 const seeds = 400;

@@ -29,15 +29,15 @@ async function runWorlds(mode: SimMode, count: number): Promise<SimStatistics> {
 
 /** A run of all worlds has to have seen at least this, or it proves little. */
 const leastClean: Partial<SimStatistics> = {
-  ios: 20_000,
-  requests: 15_000,
+  ios: 15_000,
+  requests: 10_000,
   resets: 800,
   queueResets: 60,
-  resumes: 300,
-  kills: 100,
-  shutdowns: 100,
-  guestDeaths: 100,
-  hotplugs: 100,
+  resumes: 200,
+  kills: 80,
+  shutdowns: 80,
+  guestDeaths: 80,
+  hotplugs: 80,
 };
 
 const isWanted = (mode: SimMode): boolean => SIM_MODE === undefined || SIM_MODE === mode;
@@ -45,7 +45,7 @@ const isWanted = (mode: SimMode): boolean => SIM_MODE === undefined || SIM_MODE 
 describe('simulated worlds', () => {
   it('keep every promise to well-behaved guests', async (t) => {
     if (!isWanted('clean')) return;
-    const total = await runWorlds('clean', 160);
+    const total = await runWorlds('clean', 120);
     t.diagnostic(JSON.stringify(total));
     if (SIM_SEED !== undefined || SIM_WORLDS !== undefined) return;
     for (const [name, least] of Object.entries(leastClean)) {

@@ -4,7 +4,7 @@ import type { Scheduler } from '../../src/kit/scheduler.ts';
 import { Prng } from './virtqueue-pair.ts';
 
 /** Unwinds whatever a simulated process was doing when it was killed. */
-export class SimKilled extends Error {}
+class SimKilled extends Error {}
 
 interface SimEvent {
   readonly atMs: number;

@@ -1,19 +1,35 @@
 import { errno } from '../../src/kit/errno.ts';
-import type { SimGuest, SimOutcome } from './sim-guest.ts';
+import type { BusRequest } from '../../src/virtio-msg/bus-messages.ts';
+import type { SimLoop } from './sim-loop.ts';
 import type { SimReference } from './sim-resources.ts';
+
+/** How a request ended; `lost`: with the connection, or with its device. */
+export type SimOutcome =
+  | { readonly kind: 'response'; readonly body: Record<string, unknown> }
+  | { readonly kind: 'failure'; readonly errno: number }
+  | { readonly kind: 'lost' };
+
+/** What the regions need of their guest. */
+export interface SimRegionOwner {
+  readonly loop: SimLoop;
+  /** Messages may get lost. */
+  readonly noisy: boolean;
+  readonly hasConnection: boolean;
+  request(device: number, message: BusRequest): Promise<SimOutcome>;
+}
 
 /** The memory that a guest shares, over all its connections. */
 export class SimRegions {
   /** Handed over and not yet used. */
   readonly references = new Map<number, SimReference>();
-  readonly #guest: SimGuest;
+  readonly #guest: SimRegionOwner;
   readonly #areas = new Map<number, Uint8Array>();
   /** Areas that this connection knows, with the answer. */
   readonly #announced = new Map<number, Promise<SimOutcome>>();
   #nextReference = 0;
   #nextArea = 1;
 
-  constructor(guest: SimGuest) {
+  constructor(guest: SimRegionOwner) {
     this.#guest = guest;
   }
 

@@ -21,7 +21,7 @@ export class SimBus {
   readonly wanted = new Map<string, LaneAttachSpec>();
   readonly maxMessageSize: number;
   lastEpoch = 0n;
-  /** Attachment behind each device number, the latest one. */
+  /** Attachment behind each device number. */
   readonly numbers = new Map<number, string>();
   /** Numbers that the guest of this epoch may know. */
   readonly numbersOfEpoch = new Set<number>();
@@ -130,6 +130,7 @@ export class SimService {
   async start(): Promise<void> {
     for (const bus of this.#buses) {
       bus.numbersOfEpoch.clear();
+      bus.numbers.clear();
       await this.#call(() => this.#core.call('openBus', busSpec(bus)));
     }
     const { random } = this.#loop;
@@ -157,6 +158,7 @@ export class SimService {
   async detach(bus: SimBus, attachment: string): Promise<void> {
     bus.wanted.delete(attachment);
     this.#attached.get(bus)?.delete(attachment);
+    for (const [number, name] of bus.numbers) if (name === attachment) bus.numbers.delete(number);
     await this.#call(() => this.#core.call('detach', { bus: bus.name, attachment }));
   }
 

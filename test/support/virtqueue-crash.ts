@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { inflightBytes, type InflightLog, openInflightLog } from '../../src/virtio/inflight.ts';
+import { type InflightLog, inflightBytes, openInflightLog } from '../../src/virtio/inflight.ts';
 import { PackedInflightLog } from '../../src/virtio/packed/inflight.ts';
 import { isUsed, RingPosition } from '../../src/virtio/packed/ring.ts';
 import type { Chain, DeviceQueue } from '../../src/virtio/queue.ts';
@@ -206,4 +206,3 @@ export function killEverywhere(
     assert.ok(at < 10_000);
   }
 }
-

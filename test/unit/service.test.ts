@@ -17,6 +17,7 @@ describe('service: reconciling', () => {
           argument: {
             bus: 'b',
             transport: 'loopback',
+            role: 'driver',
             domid: 1,
             socketPath: '/run/bus/b.sock',
             socketMode: 0o600,

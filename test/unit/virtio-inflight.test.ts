@@ -200,7 +200,7 @@ describe('in-flight log of a packed queue', () => {
     assert.equal(log.resumable, false);
   });
 
-  it('keeps the descriptors: those in the ring are gone, or are the driver\'s to change', () => {
+  it("keeps the descriptors: those in the ring are gone, or are the driver's to change", () => {
     const pair = makePair(4, { layout: 'packed' });
     const bytes = new Uint8Array(inflightBytes('packed', 4));
     const first = openDevice(pair, openLog(bytes));

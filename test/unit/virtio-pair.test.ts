@@ -2,7 +2,15 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { type Chain, type IndirectTable, QueueFault } from '../../src/virtio/queue.ts';
 import { readU32, writeU32 } from '../../src/wire/bytes.ts';
-import { dataRange, expectValue, makePair, type Pair, Prng, type RingKind, ringKinds } from '../support/virtqueue-pair.ts';
+import {
+  dataRange,
+  expectValue,
+  makePair,
+  type Pair,
+  Prng,
+  type RingKind,
+  ringKinds,
+} from '../support/virtqueue-pair.ts';
 
 interface World extends Pair {
   readonly random: Prng;

@@ -6,7 +6,15 @@ import { FeatureSet } from '../../src/virtio/features.ts';
 import type { DeviceQueue, DriverRingMemory } from '../../src/virtio/queue.ts';
 import { openDriverQueue } from '../../src/virtio/rings.ts';
 import { readU32, writeU32 } from '../../src/wire/bytes.ts';
-import { dataRange, expectValue, makeRings, openDevice, Prng, type RingKind, ringKinds } from '../support/virtqueue-pair.ts';
+import {
+  dataRange,
+  expectValue,
+  makeRings,
+  openDevice,
+  Prng,
+  type RingKind,
+  ringKinds,
+} from '../support/virtqueue-pair.ts';
 
 const SIZE = 16;
 const SLOT_BYTES = 64;

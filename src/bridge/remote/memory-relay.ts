@@ -1,11 +1,8 @@
 import type { RegionWatcher, SharedMemory, SharedRegion } from '../../device/shared-memory.ts';
 import { errno } from '../../kit/errno.ts';
-import { limits } from '../../kit/limits.ts';
 import type { Closable } from '../../kit/scope.ts';
 import { regionReadOnly } from '../../virtio-msg/bus-messages.ts';
-import type { RemoteRequests } from './peer.ts';
-
-const removalTimeoutMs = limits.regionRemovalTimeoutMs + limits.requestTimeoutMs;
+import type { MemoryPath } from './peer.ts';
 
 /** Passes the regions of one driver on to the far side of a remote bus, under the same area ids. */
 export class MemoryRelay implements RegionWatcher {
@@ -13,7 +10,7 @@ export class MemoryRelay implements RegionWatcher {
   readonly peer: number;
   /** Resolves when the far side has given everything back. */
   readonly ended: Promise<void>;
-  readonly #bus: RemoteRequests;
+  readonly #bus: MemoryPath;
   readonly #areas = new Set<number>();
   readonly #watch: Closable;
   readonly #ready: Promise<void>;
@@ -22,7 +19,7 @@ export class MemoryRelay implements RegionWatcher {
   #users = 1;
 
   /** @param ready when the driver before has given its memory back */
-  constructor(bus: RemoteRequests, memory: SharedMemory, peer: number, ready: Promise<void>, forget: () => void) {
+  constructor(bus: MemoryPath, memory: SharedMemory, peer: number, ready: Promise<void>, forget: () => void) {
     this.#bus = bus;
     this.peer = peer;
     this.#ready = ready;
@@ -53,7 +50,7 @@ export class MemoryRelay implements RegionWatcher {
     const reference = this.#bus.peer.giveDescriptor(memory.source.fd);
     if (typeof reference === 'string') return errno[reference];
     this.#areas.add(area);
-    const result = await this.#bus.busRequest('REGION_ADD', {
+    const result = await this.#bus.addRegion({
       peer: this.peer,
       area,
       flags: readOnly ? regionReadOnly : 0,
@@ -62,9 +59,8 @@ export class MemoryRelay implements RegionWatcher {
       offset: memory.source.offset,
       length: BigInt(memory.bytes.length),
     });
-    if (typeof result !== 'string' && result.errno === 0) return 0;
-    this.#areas.delete(area);
-    return typeof result === 'string' ? errno[result] : result.errno;
+    if (result !== 0) this.#areas.delete(area);
+    return result;
   }
 
   regionRemoved(area: number, done: (result: number) => void): void {
@@ -73,9 +69,7 @@ export class MemoryRelay implements RegionWatcher {
 
   async #remove(area: number): Promise<number> {
     if (!this.#areas.delete(area)) return 0;
-    const body = { peer: this.peer, area, reserved: 0 };
-    const result = await this.#bus.busRequest('REGION_DEL', body, removalTimeoutMs);
-    return typeof result === 'string' ? errno[result] : result.errno;
+    return await this.#bus.removeRegion({ peer: this.peer, area, reserved: 0 });
   }
 
   /** The device of one user is in reset: the last one takes the memory back. */

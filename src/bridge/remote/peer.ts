@@ -1,5 +1,5 @@
 import type { ErrnoName } from '../../kit/errno.ts';
-import type { BusRequest, BusResponse, busRequests } from '../../virtio-msg/bus-messages.ts';
+import type { BusRequest } from '../../virtio-msg/bus-messages.ts';
 import type { CanonicalMessage } from '../../virtio-msg/dialect.ts';
 import type { TransportEvent } from '../../virtio-msg/transport-messages.ts';
 
@@ -24,12 +24,9 @@ export interface RemoteEvents {
 /** A response, or why there is none. */
 export type RemoteResult<R> = R | ErrnoName;
 
-/** Bus requests to the far side. */
-export interface RemoteRequests {
+/** What passing memory on needs of a remote bus. Results are 0 or an errno. */
+export interface MemoryPath {
   readonly peer: RemotePeer;
-  busRequest<N extends keyof typeof busRequests>(
-    name: N,
-    body: Extract<BusRequest, { name: N }>['body'],
-    timeoutMs?: number,
-  ): Promise<RemoteResult<Extract<BusResponse, { name: N }>['body']>>;
+  addRegion(body: Extract<BusRequest, { name: 'REGION_ADD' }>['body']): Promise<number>;
+  removeRegion(body: Extract<BusRequest, { name: 'REGION_DEL' }>['body']): Promise<number>;
 }

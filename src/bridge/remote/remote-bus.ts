@@ -14,7 +14,7 @@ import type { CanonicalMessage } from '../../virtio-msg/dialect.ts';
 import type { MessageHeader } from '../../virtio-msg/header.ts';
 import type { TransportEvent, TransportRequest, TransportResponse } from '../../virtio-msg/transport-messages.ts';
 import { MemoryRelay } from './memory-relay.ts';
-import type { RemoteEvents, RemotePeer, RemoteRequests, RemoteResult } from './peer.ts';
+import type { MemoryPath, RemoteEvents, RemotePeer, RemoteResult } from './peer.ts';
 
 interface Waiting {
   readonly device: number;
@@ -23,6 +23,8 @@ interface Waiting {
   readonly timer: Timer;
 }
 
+/** The far side may let I/O end first. */
+const removalTimeoutMs = limits.regionRemovalTimeoutMs + limits.requestTimeoutMs;
 const windowDevices = 256;
 const windowsMax = 256;
 const tokenMax = 0xffff;
@@ -31,7 +33,7 @@ const tokenMax = 0xffff;
  * The driver side of a connection whose far side serves devices: a guest of role `device`, or another bridge.
  * Correlates responses, knows which devices are there, passes memory on.
  */
-export class RemoteBus implements RemoteRequests {
+export class RemoteBus implements MemoryPath {
   readonly peer: RemotePeer;
   readonly #clock: Clock;
   readonly #onDevices: () => void;
@@ -116,6 +118,16 @@ export class RemoteBus implements RemoteRequests {
       this.#request(0, { kind: 'request', name, body } as CanonicalMessage, timeoutMs, resolve);
     });
     return (typeof result === 'string' ? result : result.body) as never;
+  }
+
+  async addRegion(body: Extract<BusRequest, { name: 'REGION_ADD' }>['body']): Promise<number> {
+    const result = await this.busRequest('REGION_ADD', body);
+    return typeof result === 'string' ? errno[result] : result.errno;
+  }
+
+  async removeRegion(body: Extract<BusRequest, { name: 'REGION_DEL' }>['body']): Promise<number> {
+    const result = await this.busRequest('REGION_DEL', body, removalTimeoutMs);
+    return typeof result === 'string' ? errno[result] : result.errno;
   }
 
   /** Sends a request to a device. @param done called once */

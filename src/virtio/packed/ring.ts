@@ -92,13 +92,7 @@ export const eventAt = (position: RingPosition): number => (EVENT_DESC | positio
  * Whether a side that wrote `event` wants to hear of the last `count` descriptors before `next` (2.8.10). What is not
  * permitted counts as a wish to be notified.
  */
-export function wantsEvent(
-  event: number,
-  eventIdx: boolean,
-  size: number,
-  next: RingPosition,
-  count: number,
-): boolean {
+export function wantsEvent(event: number, eventIdx: boolean, size: number, next: RingPosition, count: number): boolean {
   const flags = (event >>> 16) & EVENT_FLAGS_MASK;
   if (flags === EVENT_DISABLE >>> 16) return false;
   const offset = event & 0x7fff;

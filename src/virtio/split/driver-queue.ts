@@ -27,6 +27,7 @@ export interface SplitDriverState {
   readonly availNext: number;
   readonly availPublished: number;
   readonly usedNext: number;
+  readonly usedSeen: number;
   readonly freeHead: number;
   readonly freeDescriptors: number;
   readonly next: Uint16Array;
@@ -100,7 +101,7 @@ export class SplitDriver implements DriverQueue {
     this.#availNext = state?.availNext ?? 0;
     this.#availPublished = state?.availPublished ?? 0;
     this.#usedNext = state?.usedNext ?? 0;
-    this.#usedSeen = this.#usedNext;
+    this.#usedSeen = state?.usedSeen ?? 0;
     this.#batch = state?.batch;
     this.#outstanding = (this.#availPublished - this.#usedNext) & 0xffff;
     this.#unkicked = state === undefined ? 0 : ALL_INDICES;
@@ -120,6 +121,7 @@ export class SplitDriver implements DriverQueue {
       availNext: this.#availNext,
       availPublished: this.#availPublished,
       usedNext: this.#usedNext,
+      usedSeen: this.#usedSeen,
       freeHead: this.#freeHead,
       freeDescriptors: this.#freeDescriptors,
       next: this.#next.slice(),
