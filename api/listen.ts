@@ -43,6 +43,26 @@ export async function listen(app: FastifyInstance, { path, mode }: ListenOptions
   });
 }
 
+/**
+ * Listens on a loopback address.
+ * @returns the port, which the kernel chooses when 0 is asked for
+ * @throws VmsgError `system-call` naming the address and what is wrong with it
+ */
+export async function listenTcp(app: FastifyInstance, { host, port }: { host: string; port: number }): Promise<number> {
+  await app.ready();
+  const { server } = app;
+  await new Promise<void>((resolve, reject) => {
+    const fail = (error: Error) =>
+      reject(new VmsgError('system-call', `bind ${host} port ${port}: ${error.message}`, { cause: error }));
+    server.once('error', fail);
+    server.listen({ host, port }, () => {
+      server.off('error', fail);
+      resolve();
+    });
+  });
+  return (server.address() as net.AddressInfo).port;
+}
+
 async function removeStale(path: string): Promise<void> {
   const found = fs.lstatSync(path, { throwIfNoEntry: false });
   if (found === undefined) return;

@@ -4,7 +4,10 @@ import { problemType } from './problem.ts';
 
 export type Operation = 'list' | 'get' | 'put' | 'delete';
 
-const always: readonly ErrorCode[] = ['invalid-request', 'internal', 'unavailable', 'timeout'];
+/** Over TCP, every call can get them. */
+export const accessProblems: readonly ErrorCode[] = ['unauthorized', 'forbidden'];
+
+const always: readonly ErrorCode[] = ['invalid-request', ...accessProblems, 'internal', 'unavailable', 'timeout'];
 
 const byOperation: Readonly<Record<Operation, readonly ErrorCode[]>> = {
   list: [],
@@ -31,6 +34,10 @@ const byPut: Readonly<Record<Kind, readonly ErrorCode[]>> = {
 export function problemResponses(operation: Operation, kind: Kind): Record<number, object> {
   return problemsOf([...always, ...byOperation[operation], ...(operation === 'put' ? byPut[kind] : [])]);
 }
+
+/** The error answers of a call that only reads. */
+export const readProblems = (...codes: readonly ErrorCode[]): Record<number, object> =>
+  problemsOf([...always, ...codes]);
 
 export function problemsOf(codes: readonly ErrorCode[]): Record<number, object> {
   const byStatus: Record<number, ErrorCode[]> = {};

@@ -1,5 +1,16 @@
 import Type from 'typebox';
-import { idPattern, idSchema, type Kind, kindSchemas, kinds } from '../src/bridge/commands.ts';
+import {
+  channelSchema,
+  idPattern,
+  idSchema,
+  type Kind,
+  kindSchemas,
+  kinds,
+  recordSchema,
+  shareIdPattern,
+  shareIdSchema,
+  shareSchema,
+} from '../src/bridge/commands.ts';
 import { errorRegistry } from '../src/kit/errors.ts';
 import { limits } from '../src/kit/limits.ts';
 
@@ -29,13 +40,13 @@ const resourceSchema = (kind: Kind) =>
     { ...strict, $id: resourceName[kind] },
   );
 
-const pageSchema = (kind: Kind) =>
+const pageSchema = (name: string, order = 'Sorted by id.', cursor: Type.TSchema = Type.String()) =>
   Type.Object(
     {
-      items: Type.Array(Type.Ref(resourceName[kind]), { description: 'Sorted by id.' }),
-      next: Type.Union([Type.String(), Type.Null()], { description: 'Cursor of the next page, null on the last one.' }),
+      items: Type.Array(Type.Ref(name), { description: order }),
+      next: Type.Union([cursor, Type.Null()], { description: 'Cursor of the next page, null on the last one.' }),
     },
-    { ...strict, $id: `${resourceName[kind]}Page` },
+    { ...strict, $id: `${name}Page` },
   );
 
 const problemSchema = Type.Object(
@@ -70,27 +81,44 @@ export const namedSchemas: readonly Type.TSchema[] = [
     { ...kindSchemas[kind].spec, $id: `${resourceName[kind]}Spec` },
     { ...kindSchemas[kind].status, $id: `${resourceName[kind]}Status` },
     resourceSchema(kind),
-    pageSchema(kind),
+    pageSchema(resourceName[kind]),
   ]),
+  { ...channelSchema, $id: 'Channel' },
+  pageSchema('Channel'),
+  { ...recordSchema, $id: 'MessageRecord' },
+  pageSchema('MessageRecord', 'Oldest first.', Type.Integer()),
+  { ...shareSchema, $id: 'Share' },
+  pageSchema('Share'),
   problemSchema,
   eventSchema,
 ];
 
 export const idParams = Type.Object({ id: idSchema }, strict);
 
-export const pageQuery = Type.Object(
-  {
-    limit: Type.Optional(
-      Type.Integer({
-        minimum: 1,
-        maximum: limits.apiPageMaxItems,
-        default: limits.apiPageDefaultItems,
-        description: 'Most objects in the answer.',
-      }),
-    ),
-    cursor: Type.Optional(Type.String({ pattern: idPattern, description: '`next` of the page before.' })),
-  },
-  strict,
+export const shareIdParams = Type.Object({ id: shareIdSchema }, strict);
+
+const pageQueryOf = <T extends Type.TSchema>(cursor: T) =>
+  Type.Object(
+    {
+      limit: Type.Optional(
+        Type.Integer({
+          minimum: 1,
+          maximum: limits.apiPageMaxItems,
+          default: limits.apiPageDefaultItems,
+          description: 'Most items in the answer.',
+        }),
+      ),
+      cursor: Type.Optional(cursor),
+    },
+    strict,
+  );
+
+const cursorText = '`next` of the page before.';
+
+export const pageQuery = pageQueryOf(Type.String({ pattern: idPattern, description: cursorText }));
+export const sharePageQuery = pageQueryOf(Type.String({ pattern: shareIdPattern, description: cursorText }));
+export const recordPageQuery = pageQueryOf(
+  Type.Integer({ minimum: 0, description: '`next` of the page before, or the `sequence` seen last.' }),
 );
 
 export const noQuery = Type.Object({}, strict);

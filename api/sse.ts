@@ -20,6 +20,10 @@ class EventStream {
   readonly #backlog = new BoundedQueue<string>(limits.eventStreamBacklogEvents);
   #blocked = false;
 
+  get waiting(): number {
+    return this.#backlog.length;
+  }
+
   constructor(out: ServerResponse) {
     this.#out = out;
     out.on('drain', () => this.#flush());
@@ -51,6 +55,10 @@ class EventStream {
 export class EventStreams {
   readonly #parts: StreamParts;
   readonly #open = new Set<() => void>();
+  /** Streams dropped since the start. */
+  dropped = 0;
+  /** Events that dropped streams did not get. */
+  droppedEvents = 0;
 
   constructor(parts: StreamParts) {
     this.#parts = parts;
@@ -76,7 +84,9 @@ export class EventStreams {
     const replayed: ServiceEvent[] = [];
     let live = false;
     const deliver = (event: ServiceEvent) => {
-      if (stream.send(this.#format(event))) return;
+      if (out.destroyed || stream.send(this.#format(event))) return;
+      this.dropped += 1;
+      this.droppedEvents += stream.waiting + 1;
       onSlowClient();
       out.destroy();
     };

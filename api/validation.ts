@@ -1,6 +1,5 @@
 import type { FastifyRouteSchemaDef } from 'fastify/types/schema.js';
 import type { TSchema } from 'typebox';
-import { Value } from 'typebox/value';
 import { findProblem } from '../src/bridge/commands.ts';
 import { VmsgError } from '../src/kit/errors.ts';
 import { ParameterError } from './problem.ts';
@@ -21,13 +20,22 @@ export function compileValidator({ schema, httpPart }: FastifyRouteSchemaDef<unk
     };
   }
   return (input) => {
-    // Numbers arrive as text.
-    const value = Value.Convert(resolved, { ...(input as object) });
+    const value = withNumbers(resolved, input as object);
     const problem = findProblem(resolved, value);
     if (problem === null) return { value };
     const parameter = problem.pointer.slice(1);
     return { error: new ParameterError(parameter, `the parameter ${parameter} ${problem.message}`) };
   };
+}
+
+/** Numbers arrive as text. */
+function withNumbers(schema: TSchema, input: object): unknown {
+  const { properties = {} } = schema as { properties?: Record<string, { type?: string }> };
+  const convert = ([key, value]: [string, unknown]): [string, unknown] => {
+    const isNumber = properties[key]?.type === 'integer' && typeof value === 'string' && /^-?\d{1,15}$/.test(value);
+    return [key, isNumber ? Number(value) : value];
+  };
+  return Object.fromEntries(Object.entries(input).map(convert));
 }
 
 function resolve(schema: TSchema): TSchema {

@@ -1,5 +1,5 @@
 import type { FastifyInstance } from 'fastify';
-import { problemsOf } from '../responses.ts';
+import { accessProblems, problemsOf } from '../responses.ts';
 import { noQuery } from '../schemas.ts';
 import type { EventStreams } from '../sse.ts';
 
@@ -20,7 +20,7 @@ export function registerEvents(app: FastifyInstance, streams: EventStreams): voi
             description: 'A stream that does not end; `data` of each event is one Event.',
             content: { 'text/event-stream': { schema: { $ref: 'Event#' } } },
           },
-          ...problemsOf(['invalid-request', 'limit-reached', 'internal']),
+          ...problemsOf(['invalid-request', ...accessProblems, 'limit-reached', 'internal']),
         },
       },
     },

@@ -1,7 +1,7 @@
 import type { FastifyInstance } from 'fastify';
 import type { Commands } from '../../src/bridge/commands.ts';
 import { VmsgError } from '../../src/kit/errors.ts';
-import { problemsOf } from '../responses.ts';
+import { accessProblems, problemsOf } from '../responses.ts';
 import { noQuery } from '../schemas.ts';
 
 const answer = (status: string) => ({
@@ -22,7 +22,7 @@ export function registerHealth(app: FastifyInstance, commands: Commands): void {
         operationId: 'getHealth',
         summary: 'Whether the process answers',
         querystring: noQuery,
-        response: { 200: { description: 'It does.', ...answer('ok') } },
+        response: { 200: { description: 'It does.', ...answer('ok') }, ...problemsOf(accessProblems) },
       },
     },
     async () => ({ status: 'ok' }),
@@ -35,7 +35,10 @@ export function registerHealth(app: FastifyInstance, commands: Commands): void {
         operationId: 'getReadiness',
         summary: 'Whether the service can do its work',
         querystring: noQuery,
-        response: { 200: { description: 'It can.', ...answer('ready') }, ...problemsOf(['unavailable']) },
+        response: {
+          200: { description: 'It can.', ...answer('ready') },
+          ...problemsOf([...accessProblems, 'unavailable']),
+        },
       },
     },
     async () => {
@@ -52,7 +55,10 @@ export function registerHealth(app: FastifyInstance, commands: Commands): void {
         operationId: 'getOpenApi',
         summary: 'This description',
         querystring: noQuery,
-        response: { 200: { description: 'An OpenAPI 3.1 document.', type: 'object', additionalProperties: true } },
+        response: {
+          200: { description: 'An OpenAPI 3.1 document.', type: 'object', additionalProperties: true },
+          ...problemsOf(accessProblems),
+        },
       },
     },
     async () => app.swagger(),

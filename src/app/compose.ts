@@ -2,8 +2,9 @@ import { randomBytes } from 'node:crypto';
 import { closeSync, constants, openSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Logger } from 'pino';
-import { listen } from '../../api/listen.ts';
-import { buildServer } from '../../api/server.ts';
+import { TokenAccess } from '../../api/access.ts';
+import { listen, listenTcp } from '../../api/listen.ts';
+import { ApiState, buildServer } from '../../api/server.ts';
 import { InlineLane } from '../bridge/lane/inline.ts';
 import type { Lane } from '../bridge/lane/protocol.ts';
 import { WorkerLane } from '../bridge/lane/worker-lane.ts';
@@ -16,7 +17,9 @@ import { tryLock } from '../libc/flock.ts';
 import { LoopPoller } from '../libc/poll.ts';
 import type { Config } from './config.ts';
 import { prepareDirs } from './config-dirs.ts';
+import { openToken } from './config-token.ts';
 import { laneOptions } from './lane-options.ts';
+import { processNumbers } from './process-numbers.ts';
 import { packageVersion } from './version.ts';
 
 /** A service that answers on its API. */
@@ -50,18 +53,10 @@ export async function startService(config: Config, log: Logger): Promise<Running
       recoveryDir: dirs.recovery,
       uid,
     });
-    const app = await buildServer({
-      commands: service,
-      events: service,
-      clock: systemClock,
-      version: packageVersion(),
-      instance: randomBytes(4).toString('hex'),
-      logger: log,
-    });
     // First the API: until the buses are open it says that the service is starting.
-    await listen(app, { path: config.api.socket, mode: config.api.socketMode });
+    const closeApi = await startApi(service, config.api, uid, log);
     const stop = async (): Promise<void> => {
-      await app.close();
+      await closeApi();
       await service.stop();
       scope.close();
     };
@@ -71,12 +66,49 @@ export async function startService(config: Config, log: Logger): Promise<Running
       await stop();
       throw error;
     }
-    log.info({ api: config.api.socket, version: packageVersion() }, 'ready');
+    const { socket, tcp } = config.api;
+    log.info({ api: socket, tcp: tcp && `${tcp.host} port ${tcp.port}`, version: packageVersion() }, 'ready');
     return { apiSocket: config.api.socket, stop };
   } catch (error) {
     scope.close();
     throw error;
   }
+}
+
+/** @returns what closes all that listens, when calls under way are answered */
+async function startApi(
+  service: Service,
+  { socket, socketMode, tcp }: Config['api'],
+  uid: number,
+  logger: Logger,
+): Promise<() => Promise<void>> {
+  const parts = {
+    commands: service,
+    events: service,
+    clock: systemClock,
+    version: packageVersion(),
+    instance: randomBytes(4).toString('hex'),
+    processNumbers,
+    logger,
+  };
+  const state = new ApiState(parts);
+  const local = await buildServer(parts, state);
+  const servers = [local];
+  const close = async (): Promise<void> => {
+    await Promise.all(servers.map((server) => server.close()));
+  };
+  try {
+    await listen(local, { path: socket, mode: socketMode });
+    if (tcp !== null) {
+      const guarded = await buildServer(parts, state, new TokenAccess(openToken(tcp.tokenFile, uid)));
+      servers.push(guarded);
+      await listenTcp(guarded, tcp);
+    }
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  return close;
 }
 
 function makeLane(config: Config): Lane {

@@ -32,6 +32,7 @@ const dependingDefaults: Readonly<Record<string, string>> = {
   stateDir: '/var/lib/vmsg for root, else $XDG_STATE_HOME/vmsg or ~/.local/state/vmsg',
   runtimeDir: '/run/vmsg for root, else $XDG_RUNTIME_DIR/vmsg or vmsg-<uid> in the temporary directory',
   'api.socket': 'api.sock in runtimeDir',
+  'api.tcp.tokenFile': 'api-token in stateDir',
 };
 
 /** Every field, in the order of the schema. */

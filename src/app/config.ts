@@ -32,6 +32,21 @@ export const configSchema = Type.Object(
       socketMode: Type.Optional(
         Type.String({ pattern: '^0[0-7]{3}$', default: '0660', description: 'Permission bits of the socket, octal.' }),
       ),
+      tcp: Type.Optional(
+        Type.Object(
+          {
+            host: Type.Optional(
+              Type.String({
+                default: '127.0.0.1',
+                description: 'Loopback address to listen on as well, 127.0.0.1 or ::1. Without api.tcp there is none.',
+              }),
+            ),
+            port: Type.Integer({ minimum: 1, maximum: 65_535, description: 'TCP port.' }),
+            tokenFile: file('File of the token that every request over TCP must carry; made if it does not exist.'),
+          },
+          strict,
+        ),
+      ),
     }),
     log: section({
       level: Type.Optional(
@@ -61,11 +76,18 @@ export type ConfigFile = Frozen<Static<typeof configSchema>>;
 type LogLevel = NonNullable<NonNullable<ConfigFile['log']>['level']>;
 type LaneMode = NonNullable<NonNullable<ConfigFile['lane']>['mode']>;
 
+/** Where the API listens beside its socket. */
+export interface TcpConfig {
+  readonly host: string;
+  readonly port: number;
+  readonly tokenFile: string;
+}
+
 /** The config with every default filled in and every path absolute. */
 export interface Config {
   readonly stateDir: string;
   readonly runtimeDir: string;
-  readonly api: { readonly socket: string; readonly socketMode: number };
+  readonly api: { readonly socket: string; readonly socketMode: number; readonly tcp: TcpConfig | null };
   readonly log: { readonly level: LogLevel };
   readonly lane: { readonly mode: LaneMode };
   readonly objects: { readonly [K in keyof Kinds]: Readonly<Record<string, Kinds[K]['spec']>> };
@@ -91,7 +113,15 @@ export function loadConfig(configPath: string | undefined, surroundings: Surroun
   const content = withAbsolutePaths(parse(absolute, read(absolute)), path.dirname(absolute));
   const problem = findProblem(configSchema, content);
   if (problem !== null) throw wrong(absolute, problem.pointer, problem.message);
+  checkHost(absolute, content as ConfigFile);
   return resolveConfig(content as ConfigFile, surroundings);
+}
+
+function checkHost(where: string, { api }: ConfigFile): void {
+  const host = api?.tcp?.host ?? '127.0.0.1';
+  if (host === '127.0.0.1' || host === '::1') return;
+  const why = 'beyond loopback the API needs TLS, which this version does not have';
+  throw wrong(where, '/api/tcp/host', `must be 127.0.0.1 or ::1: ${why}`);
 }
 
 const wrong = (where: string, pointer: string, message: string): VmsgError =>
@@ -128,7 +158,10 @@ function withAbsolutePaths(content: unknown, directory: string): unknown {
     return { ...object, ...Object.fromEntries(changes) };
   };
   const result = resolveFields(content, ['stateDir', 'runtimeDir']) as Json;
-  if ('api' in content) result.api = resolveFields(content.api, ['socket']);
+  if (isObject(content.api)) {
+    const api = resolveFields(content.api, ['socket']) as Json;
+    result.api = 'tcp' in api ? { ...api, tcp: resolveFields(api.tcp, ['tokenFile']) } : api;
+  }
   if (isObject(content.backends)) {
     const backends = Object.entries(content.backends).map(([key, spec]): [string, unknown] => {
       const resolved = resolveFields(spec, ['path', 'source']);
@@ -142,7 +175,11 @@ function withAbsolutePaths(content: unknown, directory: string): unknown {
 }
 
 type Filled = ConfigFile & {
-  readonly api: { readonly socket?: string; readonly socketMode: string };
+  readonly api: {
+    readonly socket?: string;
+    readonly socketMode: string;
+    readonly tcp?: { readonly host: string; readonly port: number; readonly tokenFile?: string };
+  };
   readonly log: { readonly level: LogLevel };
   readonly lane: { readonly mode: LaneMode };
 };
@@ -150,11 +187,17 @@ type Filled = ConfigFile & {
 function resolveConfig(content: ConfigFile, surroundings: Surroundings): Config {
   const { api, log, lane } = withDefaults(configSchema, content) as Filled;
   const runtimeDir = content.runtimeDir ?? defaultRuntimeDir(surroundings);
+  const stateDir = content.stateDir ?? defaultStateDir(surroundings);
+  const tcp = api.tcp === undefined ? null : { tokenFile: path.join(stateDir, 'api-token'), ...api.tcp };
   const objects = Object.fromEntries(kinds.map((kind) => [kind, content[kind] ?? {}]));
   return {
-    stateDir: content.stateDir ?? defaultStateDir(surroundings),
+    stateDir,
     runtimeDir,
-    api: { socket: api.socket ?? path.join(runtimeDir, 'api.sock'), socketMode: Number.parseInt(api.socketMode, 8) },
+    api: {
+      socket: api.socket ?? path.join(runtimeDir, 'api.sock'),
+      socketMode: Number.parseInt(api.socketMode, 8),
+      tcp,
+    },
     log,
     lane,
     objects: objects as unknown as Config['objects'],

@@ -52,7 +52,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
   #deadline: Timer | undefined;
   #reason: string | null = null;
   #activated = false;
-  /** What the backend asked to keep since it was activated. */
+  /** What the backend asked to keep since the last reset. */
   #kept = new Uint8Array(0);
   /** The service or the attachment ends: no queue starts any more, also for a driver that sets the device up now. */
   #ending = false;
@@ -111,9 +111,10 @@ export class DeviceHost implements ServedDevice, BackendHost {
       return;
     }
     const config = this.#restoredConfig(saved.savedConfig);
+    this.#kept = saved.kept;
     this.#setState({ ...saved.state, config });
     if (!isRunning(saved.state)) return;
-    this.#activate(saved.kept);
+    this.#activate();
     for (const [index, queue] of saved.state.queues.entries()) if (queue.enabled) this.#suspended.add(index);
     if (Buffer.compare(saved.savedConfig, config) !== 0) this.configChanged(0, config);
   }
@@ -293,13 +294,11 @@ export class DeviceHost implements ServedDevice, BackendHost {
     return response.name === 'SET_DEVICE_STATUS' ? { ...response, body: { status: this.#state.status } } : response;
   }
 
-  /** @param kept bytes of the backend that a resume found */
-  #activate(kept = new Uint8Array(0)): void {
+  #activate(): void {
     this.#activated = true;
-    this.#kept = kept;
     const { driverFeatures } = this.#state;
     const keep = (bytes: Uint8Array): void => this.#keep(bytes);
-    this.#o.backend.activate((bit) => driverFeatures.has(bit), { kept, keep });
+    this.#o.backend.activate((bit) => driverFeatures.has(bit), { kept: this.#kept, keep });
   }
 
   #keep(bytes: Uint8Array): void {

@@ -87,7 +87,7 @@ export class SharedMemory {
   remove(body: RegionDel, done: (result: number) => void): void {
     const areas = this.#tables.get(body.peer);
     if (areas === undefined || body.reserved !== 0 || body.area >= ownAreaFirst) {
-      done(areas === undefined ? errno.ENOENT : errno.EINVAL);
+      done(areas === undefined && this.#byPeer ? errno.ENOENT : errno.EINVAL);
       return;
     }
     const known = this.#shared.delete(body.area);

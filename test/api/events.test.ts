@@ -2,29 +2,48 @@ import assert from 'node:assert/strict';
 import http from 'node:http';
 import path from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
-import { listen } from '../../api/listen.ts';
+import { TokenAccess } from '../../api/access.ts';
+import { listen, listenTcp } from '../../api/listen.ts';
+import { ApiState } from '../../api/server.ts';
 import type { ServiceEvent } from '../../src/bridge/events.ts';
 import { limits } from '../../src/kit/limits.ts';
-import { makeServer, request, settle, startWorld, temporaryDirectory, type World } from './support.ts';
+import { makeServer, partsOf, request, settle, startWorld, temporaryDirectory, type World } from './support.ts';
+
+type Where = Pick<http.RequestOptions, 'socketPath' | 'host' | 'port' | 'headers'>;
 
 interface Watched {
   readonly world: World;
   readonly socket: string;
+  readonly state: ApiState;
   readonly close: () => Promise<void>;
 }
 
 async function watched(t: TestContext): Promise<Watched> {
   const world = await startWorld(t);
-  const app = await makeServer(t, world);
+  const state = new ApiState(partsOf(world));
+  const app = await makeServer(t, world, state);
   const socket = path.join(temporaryDirectory(t), 'api.sock');
   await listen(app, { path: socket, mode: 0o600 });
-  return { world, socket, close: () => app.close() };
+  return { world, socket, state, close: () => app.close() };
+}
+
+/** The same service on a Unix socket and on TCP. */
+async function watchedTwice(t: TestContext): Promise<Watched & { readonly tcp: Where }> {
+  const unix = await watched(t);
+  const token = 'a-token-that-is-long-enough';
+  const app = await makeServer(t, unix.world, unix.state, new TokenAccess(token));
+  const port = await listenTcp(app, { host: '127.0.0.1', port: 0 });
+  return { ...unix, tcp: { host: '127.0.0.1', port, headers: { authorization: `Bearer ${token}` } } };
 }
 
 /** A client of the event stream. */
 class Client {
   text = '';
   ended = false;
+  /** Of the events that have arrived as a whole. */
+  readonly ids: string[] = [];
+  readonly events: ServiceEvent[] = [];
+  #rest = '';
   readonly response: http.IncomingMessage;
   readonly #call: http.ClientRequest;
 
@@ -39,9 +58,11 @@ class Client {
     response.on('error', end);
   }
 
-  static async connect(t: TestContext, socketPath: string, headers: http.OutgoingHttpHeaders = {}): Promise<Client> {
+  static async connect(t: TestContext, where: string | Where, headers: Record<string, string> = {}): Promise<Client> {
+    const target = typeof where === 'string' ? { socketPath: where } : where;
+    const all = { ...(target.headers as Record<string, string>), ...headers };
     const client = await new Promise<Client>((resolve, reject) => {
-      const call = http.get({ socketPath, path: '/v1/events', headers, agent: false }, (response) => {
+      const call = http.get({ ...target, path: '/v1/events', headers: all, agent: false }, (response) => {
         resolve(new Client(call, response));
       });
       call.on('error', reject);
@@ -53,6 +74,14 @@ class Client {
   read(): this {
     this.response.on('data', (chunk: string) => {
       this.text += chunk;
+      const blocks = (this.#rest + chunk).split('\n\n');
+      this.#rest = blocks.pop() ?? '';
+      for (const block of blocks) {
+        const [, id, data] = /^id: (.*)\n.*\ndata: (.*)$/.exec(block) ?? [];
+        if (id === undefined || data === undefined) continue;
+        this.ids.push(id);
+        this.events.push(JSON.parse(data));
+      }
     });
     return this;
   }
@@ -65,16 +94,16 @@ class Client {
     }
   }
 
+  /** Waits for the event with this number. */
+  async untilEvent(id: number): Promise<void> {
+    while (this.events.at(-1)?.id !== id) {
+      assert.ok(!this.ended, 'the stream ended');
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  }
+
   async untilEnd(): Promise<void> {
     while (!this.ended) await new Promise((resolve) => setTimeout(resolve, 1));
-  }
-
-  get ids(): string[] {
-    return [...this.text.matchAll(/^id: (.*)$/gm)].map(([, id]) => id!);
-  }
-
-  get events(): ServiceEvent[] {
-    return [...this.text.matchAll(/^data: (\{"id".*)$/gm)].map(([, data]) => JSON.parse(data!));
   }
 
   close(): void {
@@ -153,26 +182,75 @@ describe('api: events', () => {
     while (world.clock.pending > 0) await settle();
   });
 
-  it('drop a client that does not read, and no other one', async (t) => {
-    const { world, socket } = await watched(t);
-    const slow = await Client.connect(t, socket);
-    const quick = (await Client.connect(t, socket)).read();
-    await quick.until(/retry/);
-    const reason = 'x'.repeat(2000);
-    let sent = 0;
-    // What the operating system takes comes on top of the backlog.
-    while (world.clock.pending > 1 && sent < 20_000) {
-      world.lane.emit({ type: 'bus-refused', bus: `b${sent}`, peer: null, reason });
-      sent += 1;
-      if (sent % 50 === 0) await settle();
-    }
-    assert.equal(world.clock.pending, 1, 'only one stream is left');
-    assert.ok(sent > limits.eventStreamBacklogEvents);
-    await quick.until(new RegExp(`"object":"b${sent - 1}"`));
-    assert.equal(quick.events.length, sent);
-    slow.read();
-    await slow.untilEnd();
-    assert.equal((await request(socket, 'GET', '/healthz')).status, 200);
+  for (const transport of ['a Unix socket', 'TCP'] as const) {
+    it(`drop a client over ${transport} that does not read, and no other one`, async (t) => {
+      const { world, socket, state, tcp } = await watchedTwice(t);
+      const where = transport === 'TCP' ? tcp : socket;
+      const slow = await Client.connect(t, where);
+      const quick = (await Client.connect(t, where)).read();
+      await quick.until(/retry/);
+      assert.equal(state.streams.count, 2);
+      const reason = 'x'.repeat(16 * 1024);
+      let sent = 0;
+      const send = () => {
+        sent += 1;
+        world.lane.emit({ type: 'bus-refused', bus: `b${sent}`, peer: null, reason });
+      };
+      // The kernel takes what fits into its buffers, the stream keeps the backlog, and then the client has to go.
+      while (state.streams.count === 2) {
+        assert.ok(sent < 10 * limits.eventStreamBacklogEvents, 'nothing bounds what is kept for a slow client');
+        send();
+        await quick.untilEvent(sent);
+      }
+      assert.deepEqual([state.streams.count, state.streams.dropped], [1, 1]);
+      const lost = state.streams.droppedEvents;
+      assert.equal(lost, limits.eventStreamBacklogEvents + 1);
+
+      slow.read();
+      await slow.untilEnd();
+      const seen = slow.events.map(({ id }) => id);
+      assert.ok(seen.length > 0 && seen.length <= sent - lost, `${seen.length} of ${sent}, ${lost} lost`);
+      assert.deepEqual(
+        seen,
+        seen.map((_, i) => i + 1),
+        'no event is missing between those that arrived',
+      );
+      send();
+      await quick.untilEvent(sent);
+      assert.equal(quick.events.length, sent, 'the other client has everything');
+
+      const again = (await Client.connect(t, where, { 'last-event-id': slow.ids.at(-1)! })).read();
+      await again.untilEvent(sent);
+      assert.match(again.text, /event: gap/, 'more was lost than is kept');
+      const kept = Array.from(
+        { length: limits.eventHistoryEvents },
+        (_, i) => sent - limits.eventHistoryEvents + 1 + i,
+      );
+      assert.deepEqual(
+        again.events.map(({ id }) => id),
+        kept,
+      );
+    });
+  }
+
+  it('of a client that does not read do not keep the server from closing', async (t) => {
+    const { world, socket, state, close } = await watched(t);
+    await Client.connect(t, socket);
+    const reason = 'x'.repeat(64 * 1024);
+    for (let i = 0; i < 100; i += 1) world.lane.emit({ type: 'bus-refused', bus: 'b', peer: null, reason });
+    assert.equal(state.streams.count, 1);
+    await close();
+    await settle();
+    assert.equal(state.streams.count, 0);
+    assert.equal(world.clock.pending, 0);
+  });
+
+  it('go to one number of clients, whatever they use', async (t) => {
+    const { socket, tcp, state } = await watchedTwice(t);
+    const ways = Array.from({ length: limits.eventStreamsMax }, (_, i) => (i % 2 === 0 ? socket : tcp));
+    await Promise.all(ways.map((where) => Client.connect(t, where)));
+    assert.equal(state.streams.count, limits.eventStreamsMax);
+    for (const where of [socket, tcp]) assert.equal((await Client.connect(t, where)).response.statusCode, 409);
   });
 
   it('deliver in order to a client that reads late', async (t) => {

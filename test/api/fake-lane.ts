@@ -8,6 +8,7 @@ import type {
   LaneCommands,
   LaneEvent,
 } from '../../src/bridge/lane/protocol.ts';
+import type { FlightRecord } from '../../src/device/flight-recorder.ts';
 import { VmsgError } from '../../src/kit/errors.ts';
 
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
@@ -16,6 +17,7 @@ interface FakeBus {
   readonly spec: LaneBusSpec;
   readonly snapshot: Mutable<BusSnapshot>;
   readonly devices: Map<string, { readonly spec: LaneAttachSpec; readonly snapshot: Mutable<DeviceSnapshot> }>;
+  records: FlightRecord[];
   nextNumber: number;
 }
 
@@ -93,6 +95,8 @@ export class FakeLane implements Lane {
         return this.#detach(argument as LaneCommands['detach']['argument']);
       case 'inspect':
         return { buses: [...this.buses.values()].map((bus) => this.#inspect(bus)) };
+      case 'records':
+        return this.buses.get((argument as LaneCommands['records']['argument']).bus)?.records ?? [];
       case 'shutdown':
         return null;
     }
@@ -126,7 +130,7 @@ export class FakeLane implements Lane {
       regionsDraining: 0,
       devices: [],
     };
-    this.buses.set(spec.bus, { spec, snapshot, devices: new Map(), nextNumber: 0 });
+    this.buses.set(spec.bus, { spec, snapshot, devices: new Map(), records: [], nextNumber: 0 });
     return null;
   }
 

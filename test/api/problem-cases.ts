@@ -71,6 +71,7 @@ export function assertProblem(
   assert.equal(body.code, wanted.code, response.body);
   assert.match(String(body.detail), wanted.detail);
   const headers = response.headers as Record<string, string>;
+  assert.equal(headers['www-authenticate'], status === 401 ? 'Bearer realm="vmsg"' : undefined);
   assert.deepEqual(body, {
     type: `urn:vmsg:error:${wanted.code}`,
     title,

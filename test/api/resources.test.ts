@@ -159,11 +159,17 @@ describe('api: OpenAPI', () => {
     }
     for (const kind of kinds) {
       const { put, get, delete: remove } = document.paths[`/v1/${kind}/{id}`];
-      assert.deepEqual(Object.keys(get.responses), ['200', '400', '404', '500', '503', '504']);
+      assert.deepEqual(Object.keys(get.responses), ['200', '400', '401', '403', '404', '500', '503', '504']);
       for (const status of ['200', '201', '400', '409', '412', '413', '415', '500', '503', '504'])
         assert.ok(put.responses[status], status);
       for (const status of ['204', '404', '409', '412']) assert.ok(remove.responses[status], status);
       assert.match(put.responses['409'].description, /`config-owned`/);
     }
+    for (const [url, operations] of Object.entries<Record<string, { responses: object }>>(document.paths)) {
+      for (const { responses } of Object.values(operations)) {
+        assert.ok('401' in responses && '403' in responses, `${url} says what happens without a token`);
+      }
+    }
+    assert.deepEqual(document.security, [{}, { token: [] }]);
   });
 });

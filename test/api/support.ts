@@ -3,7 +3,8 @@ import http from 'node:http';
 import os from 'node:os';
 import path from 'node:path';
 import type { FastifyInstance } from 'fastify';
-import { buildServer } from '../../api/server.ts';
+import type { TokenAccess } from '../../api/access.ts';
+import { ApiState, buildServer, type ServerParts } from '../../api/server.ts';
 import { type ConfiguredObjects, Service } from '../../src/bridge/service.ts';
 import { Store } from '../../src/bridge/store.ts';
 import type { StoreFiles } from '../../src/bridge/store-files.ts';
@@ -105,8 +106,22 @@ export async function startWorld(t: Cleanup, options: WorldOptions = {}): Promis
   return world;
 }
 
-export async function makeServer(t: Cleanup, { service, clock }: World): Promise<FastifyInstance> {
-  const app = await buildServer({ commands: service, events: service, clock, version: '1.2.3', instance: 'run1' });
+export const partsOf = ({ service, clock }: World): ServerParts => ({
+  commands: service,
+  events: service,
+  clock,
+  version: '1.2.3',
+  instance: 'run1',
+  processNumbers: () => ({ uptimeSeconds: 3, residentBytes: 4096, openFds: 5 }),
+});
+
+export async function makeServer(
+  t: Cleanup,
+  world: World,
+  state = new ApiState(partsOf(world)),
+  access?: TokenAccess,
+): Promise<FastifyInstance> {
+  const app = await buildServer(partsOf(world), state, access);
   t.after(() => app.close());
   return app;
 }

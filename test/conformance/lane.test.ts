@@ -78,9 +78,9 @@ for (const kind of ['inline', 'worker'] as const) {
         assert.equal(await transfer(0, 3n), 0);
         assert.ok(memory.bytes.subarray(20480, 21504).every((byte) => byte === 0x5a));
         assert.equal(await transfer(1, 1n << 40n), 1);
-        const second = await guest.addRegion(0x7fff);
-        const entropy = await guest.start(1, 0x7fff, second.memory);
-        entropy.add([], [{ hi: 0x7fff0000, lo: 20480, length: 64 }]);
+        const second = await guest.addRegion(0x7eff);
+        const entropy = await guest.start(1, 0x7eff, second.memory);
+        entropy.add([], [{ hi: 0x7eff0000, lo: 20480, length: 64 }]);
         entropy.kick();
         await guest.post({ kind: 'event', name: 'EVENT_AVAIL', body: { index: 0, next: 0 } }, 1);
         await guest.event('EVENT_USED');

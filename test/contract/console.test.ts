@@ -12,12 +12,18 @@ const one: [string, 'socket'][] = [['con', 'socket']];
 const two: [string, 'socket'][] = [...one, ['data', 'socket']];
 const pause = () => new Promise((resolve) => setTimeout(resolve, 30));
 
-for (const notify of ['messages', 'descriptors'] as const) {
-  test(`eight ports carry bytes both ways at a time, with ${notify}`, () =>
+for (const options of [
+  {},
+  { notify: 'descriptors' },
+  { packed: true },
+  { packed: true, inOrder: true, notify: 'descriptors' },
+  { inOrder: true },
+] as const) {
+  test(`eight ports carry bytes both ways at a time, with ${JSON.stringify(options)}`, () =>
     withConsole(
       Array.from({ length: 8 }, (_, i) => [`port-${i}`, 'socket']),
       async (rig) => {
-        const driver = await rig.driver({ notify });
+        const driver = await rig.driver(options);
         assert.equal(driver.multiport, true);
         await Promise.all(
           Array.from({ length: 8 }, async (_, id) => {
@@ -192,28 +198,30 @@ test('a detach does not wait for receive buffers or for a host program that does
     await client.end();
   }));
 
-test('after an orderly restart the guest goes on where it was, with the buffers that it had given', () =>
-  withConsole(two, async (rig) => {
-    const driver = await rig.driver({ reconnect: true });
-    const first = await HostClient.open(rig.at('data'));
-    const port = await opened(driver, 1);
-    const reading = port.read();
-    const state = async () => (await rig.lane.call('inspect', {})).buses[0]?.devices[0]?.queues[4];
-    assert.equal((await state())?.inFlight, 8);
-    await rig.restart();
-    await until(() => first.ended, 'the old connection is gone');
-    assert.equal(await reading, null, 'its end is told');
-    const second = await HostClient.open(rig.at('data'));
-    await port.untilHostOpen();
-    const [down, up] = [noise(100_000), noise(100_000)];
-    second.socket.write(down);
-    await port.write(up);
-    assert.equal(sum(await readBytes(port, down.length)), sum(down));
-    assert.equal(sum(await second.bytes(up.length)), sum(up));
-    for (let turn = 0; turn < 1000 && (await state())?.inFlight !== 8; turn++) await pause();
-    assert.equal((await state())?.inFlight, 8, 'as many as before');
-    await second.end();
-  }));
+for (const options of [{}, { packed: true }, { inOrder: true }, { packed: true, inOrder: true }]) {
+  test(`after an orderly restart the guest goes on with the buffers it had given: ${JSON.stringify(options)}`, () =>
+    withConsole(two, async (rig) => {
+      const driver = await rig.driver({ reconnect: true, ...options });
+      const first = await HostClient.open(rig.at('data'));
+      const port = await opened(driver, 1);
+      const reading = port.read();
+      const state = async () => (await rig.lane.call('inspect', {})).buses[0]?.devices[0]?.queues[4];
+      assert.equal((await state())?.inFlight, 8);
+      await rig.restart();
+      await until(() => first.ended, 'the old connection is gone');
+      assert.equal(await reading, null, 'its end is told');
+      const second = await HostClient.open(rig.at('data'));
+      await port.untilHostOpen();
+      const [down, up] = [noise(100_000), noise(100_000)];
+      second.socket.write(down);
+      await port.write(up);
+      assert.equal(sum(await readBytes(port, down.length)), sum(down));
+      assert.equal(sum(await second.bytes(up.length)), sum(up));
+      for (let turn = 0; turn < 1000 && (await state())?.inFlight !== 8; turn++) await pause();
+      assert.equal((await state())?.inFlight, 8, 'as many as before');
+      await second.end();
+    }));
+}
 
 test('a console on a pseudo terminal: bytes both ways, and the window', () =>
   withConsole([['tty', 'pty']], async (rig) => {

@@ -204,7 +204,11 @@ export class SimGuest implements SimCaller {
   }
 
   #added(deviceNumber: number): void {
-    if (this.leaving || this.drivers.has(deviceNumber)) return;
+    const found = this.identify(deviceNumber);
+    const known = this.drivers.get(deviceNumber);
+    if (known !== undefined && known.identity !== found) this.#removed(deviceNumber);
+    // Gone again, or found on a connection that is gone: the next one will tell.
+    if (this.leaving || found === undefined || this.drivers.has(deviceNumber)) return;
     this.drivers.set(deviceNumber, this.#o.probe(this, deviceNumber));
   }
 

@@ -114,8 +114,8 @@ export class SimTransport implements BusTransport {
   #accept(caller: SimCaller, claim: ResumeClaim, noise: SimNoise): void {
     const handler = this.#handler!;
     if (this.#current !== undefined || this.#closed) {
-      if (!this.#closed) handler.refused(identity, 'the bus has a guest already');
       this.#tellRefused(caller);
+      if (!this.#closed) handler.refused(identity, 'the bus has a guest already');
       return;
     }
     const connection = new SimConnection(this.#loop, this, caller, noise, () => {

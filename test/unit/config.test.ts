@@ -31,7 +31,7 @@ describe('config', () => {
     assert.deepEqual(loadConfig(undefined, user), {
       stateDir: '/home/u/.local/state/vmsg',
       runtimeDir: '/tmp/vmsg-1000',
-      api: { socket: '/tmp/vmsg-1000/api.sock', socketMode: 0o660 },
+      api: { socket: '/tmp/vmsg-1000/api.sock', socketMode: 0o660, tcp: null },
       log: { level: 'info' },
       lane: { mode: 'worker' },
       objects: { domains: {}, buses: {}, backends: {}, attachments: {} },
@@ -55,7 +55,7 @@ describe('config', () => {
     const { config, directory } = load(t, {
       stateDir: 'state',
       runtimeDir: '/run/x',
-      api: { socket: './a.sock', socketMode: '0600' },
+      api: { socket: './a.sock', socketMode: '0600', tcp: { host: '::1', port: 8080, tokenFile: 'token' } },
       log: { level: 'debug' },
       lane: { mode: 'inline' },
       domains: { vm1: { description: 'first' } },
@@ -66,7 +66,11 @@ describe('config', () => {
     assert.deepEqual(config, {
       stateDir: path.join(directory, 'state'),
       runtimeDir: '/run/x',
-      api: { socket: path.join(directory, 'a.sock'), socketMode: 0o600 },
+      api: {
+        socket: path.join(directory, 'a.sock'),
+        socketMode: 0o600,
+        tcp: { host: '::1', port: 8080, tokenFile: path.join(directory, 'token') },
+      },
       log: { level: 'debug' },
       lane: { mode: 'inline' },
       objects: {
@@ -81,12 +85,32 @@ describe('config', () => {
     });
   });
 
+  it('listens on 127.0.0.1 with a token in stateDir, if only a port is given', (t) => {
+    const { config } = load(t, { stateDir: '/s', api: { tcp: { port: 1 } } });
+    assert.deepEqual(config.api.tcp, { host: '127.0.0.1', port: 1, tokenFile: '/s/api-token' });
+  });
+
+  for (const host of ['0.0.0.0', '::', 'localhost', '127.0.0.2', '192.0.2.1', 'example.org', '']) {
+    it(`does not listen on ${host || 'nothing'}: that would need TLS`, (t) => {
+      assert.throws(
+        () => load(t, { api: { tcp: { host, port: 8080 } } }),
+        wrongAt('/api/tcp/host', /must be 127\.0\.0\.1 or ::1: beyond loopback the API needs TLS/),
+      );
+    });
+  }
+
   const wrong: [string, unknown, string, RegExp][] = [
     ['no object', [], '', /must be an object/],
     ['an unknown field', { stateDirectory: '/x' }, '/stateDirectory', /not a known field/],
     ['an unknown inner field', { api: { port: 80 } }, '/api/port', /not a known field/],
     ['a mode that is not octal', { api: { socketMode: '0999' } }, '/api/socketMode', /must match pattern/],
     ['a mode as a number', { api: { socketMode: 600 } }, '/api/socketMode', /must be string/],
+    ['TCP without a port', { api: { tcp: {} } }, '/api/tcp/port', /is missing/],
+    ['port 0', { api: { tcp: { port: 0 } } }, '/api/tcp/port', /must be >= 1/],
+    ['a port too large', { api: { tcp: { port: 65_536 } } }, '/api/tcp/port', /must be <= 65535/],
+    ['a port as text', { api: { tcp: { port: '80' } } }, '/api/tcp/port', /must be integer/],
+    ['an unknown field of TCP', { api: { tcp: { port: 1, token: 'x' } } }, '/api/tcp/token', /not a known field/],
+    ['an empty token file', { api: { tcp: { port: 1, tokenFile: '' } } }, '/api/tcp/tokenFile', /fewer than 1/],
     ['an unknown level', { log: { level: 'loud' } }, '/log/level', /must be one of "trace", "debug"/],
     ['an empty path', { stateDir: '' }, '/stateDir', /must not have fewer than 1/],
     ['a zero byte in a path', { stateDir: '/a\u0000b' }, '/stateDir', /must match pattern/],
@@ -97,7 +121,7 @@ describe('config', () => {
       'an unknown backend type',
       { backends: { d: { type: 'net' } } },
       '/backends/d/type',
-      /must be one of "blk", "rng"/,
+      /must be one of .*"blk", "rng"/,
     ],
     ['a backend without type', { backends: { d: { path: '/x' } } }, '/backends/d/type', /is missing/],
     [

@@ -114,14 +114,14 @@ describe('console control: a hostile guest', () => {
         rig.give(7, 'works');
         assert.equal(end.heard, 'works');
       }),
-      { numRuns: 200, seed: 53 },
+      { numRuns: 100, seed: 53 },
     );
   });
 
   test('a flood of one message makes nothing grow', () => {
     const rig = new ConsoleRig({ size });
     rig.ready(0, 1);
-    for (let i = 0; i < 100_000; i++) rig.tell(i & 1, 3, 1);
+    for (let i = 0; i < 20_000; i++) rig.tell(i & 1, 3, 1);
     assert.equal(rig.told().length, 4 + 3 - 1);
     const keeps = rig.memory.keeps;
     for (let i = 0; i < 1000; i++) rig.tell(1, 6, 1);

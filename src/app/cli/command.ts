@@ -1,13 +1,15 @@
 import { toErrorData, VmsgError } from '../../kit/errors.ts';
-import { loadConfig } from '../config.ts';
 import { runDemo } from '../demo/demo.ts';
-import { runServe, surroundings } from '../serve.ts';
+import { runServe } from '../serve.ts';
 import { packageVersion } from '../version.ts';
-import { ApiClient } from './api-client.ts';
+import type { ApiClient } from './api-client.ts';
+import { apiTarget } from './api-target.ts';
 import { CliError, exitCode, usageError } from './exit-codes.ts';
 import { runGuest } from './guest.ts';
-import { type CliIo, resolvePath } from './io.ts';
+import type { CliIo } from './io.ts';
+import { runMetrics } from './metrics.ts';
 import { type ObjectName, objectCommands, runObjectCommand } from './objects.ts';
+import { runChannels, runShares } from './observations.ts';
 import { runAttach, runDetach, runEvents, runLs } from './overview.ts';
 
 const help = `vmsg: virtio-msg buses for VMs
@@ -28,11 +30,15 @@ const help = `vmsg: virtio-msg buses for VMs
   vmsg detach ATTACHMENT
   vmsg attachment ls|show|add|rm [ID]        add: --bus ID --backend ID [--number N]
   vmsg events                                what happens, until the service ends
+  vmsg channels [BUS] [--records]            message paths; --records: the last messages of one
+  vmsg shares                                memory that guests share
+  vmsg metrics                               counters of buses and attachments
 
   vmsg guest --help                          the driver side: find and use the devices of a bus
 
-Commands that speak to the service take --api SOCKET (default: $VMSG_API, else where "vmsg serve" puts it);
-ls, show, add, attach and events take --json.
+Commands that speak to the service take --api SOCKET (default: $VMSG_API, else where "vmsg serve" puts it), or
+--api http://127.0.0.1:PORT with --token-file FILE (default: $VMSG_TOKEN_FILE);
+ls, show, add, attach, events, channels, shares and metrics take --json.
 `;
 
 type ApiCommand = (args: string[], api: ApiClient, io: CliIo) => Promise<number>;
@@ -42,6 +48,9 @@ const apiCommands: Readonly<Record<string, ApiCommand>> = {
   attach: runAttach,
   detach: runDetach,
   events: runEvents,
+  channels: runChannels,
+  shares: runShares,
+  metrics: runMetrics,
   ...Object.fromEntries(
     (Object.keys(objectCommands) as ObjectName[]).map((name): [string, ApiCommand] => [
       name,
@@ -49,20 +58,6 @@ const apiCommands: Readonly<Record<string, ApiCommand>> = {
     ]),
   ),
 };
-
-/** Takes `--api SOCKET` out of the arguments, wherever it stands. */
-function apiFor(args: string[], io: CliIo): { api: ApiClient; rest: string[] } {
-  const rest = [...args];
-  const at = rest.findIndex((arg) => arg === '--api' || arg.startsWith('--api='));
-  let socket = io.env.VMSG_API;
-  if (at >= 0) {
-    const [flag] = rest.splice(at, 1);
-    socket = flag === '--api' ? rest.splice(at, 1)[0] : flag?.slice('--api='.length);
-    if (socket === undefined || socket === '') throw usageError('--api takes the path of a socket');
-  }
-  const path = socket === undefined ? loadConfig(undefined, surroundings(io)).api.socket : resolvePath(io, socket);
-  return { api: new ApiClient(path), rest };
-}
 
 async function dispatch(argv: string[], io: CliIo): Promise<number> {
   const [name = 'help', ...args] = argv;
@@ -78,7 +73,7 @@ async function dispatch(argv: string[], io: CliIo): Promise<number> {
       io.stdout.write(help);
       return exitCode.ok;
     }
-    const { api, rest } = apiFor(args, io);
+    const { api, rest } = apiTarget(args, io);
     return await command(rest, api, io);
   }
   return exitCode.ok;

@@ -50,8 +50,8 @@ export const shareSchema = Type.Object(
     area: count('Area id.'),
     bytes: count('Size.'),
     readOnly: Type.Boolean({ description: 'Whether devices may only read.' }),
-    pins: count('How often I/O under way holds it.'),
-    state: words(['active', 'draining'], 'active: devices may use it. draining: removed, still held by I/O.'),
+    pins: count('How often devices hold it, for their queues and for I/O under way.'),
+    state: words(['active', 'draining'], 'active: devices may use it. draining: removed, still held.'),
   },
   { ...strict, title: 'Share', description: 'A region of memory that a guest shares.' },
 );
