@@ -290,7 +290,8 @@ function onResetDone(model: DeviceModel, state: DeviceState): Step {
 }
 
 function onFault(state: DeviceState): Step {
-  if (state.status & status.DEVICE_NEEDS_RESET || state.resetting) return { state, effects: [] };
+  // In reset there is nothing to break, and a driver that waits for status 0 must see it.
+  if (state.status === 0 || state.status & status.DEVICE_NEEDS_RESET || state.resetting) return { state, effects: [] };
   const next = { ...state, status: state.status | status.DEVICE_NEEDS_RESET };
   const told = (state.status & status.DRIVER_OK) !== 0;
   // A configuration change notification must follow when DRIVER_OK was set (virtio 1.3, 2.1.2).

@@ -216,9 +216,10 @@ export class ConsoleDriver extends Emitter<ConsoleEvents> {
 
   /** Also for a port that is there: a restarted service announces all of them again. */
   async #onAdd(id: number): Promise<void> {
+    const again = this.#known.has(id);
     const port = this.#add(id);
     await this.#send(id, consoleEvent.PORT_READY, 1);
-    await port.retell();
+    if (again) await port.retell();
   }
 
   #add(id: number): ConsolePort {

@@ -28,29 +28,26 @@ export interface Chain {
 }
 
 /** Every way in which a peer can break a queue. */
-export const queueFaultReasons = [
-  'queue-size',
-  'ring-alignment',
-  'ring-memory',
-  'log-inconsistent',
-  'avail-index',
-  'head-range',
-  'head-in-flight',
-  'next-range',
-  'chain-length',
-  'chain-bytes',
-  'chain-order',
-  'indirect-not-negotiated',
-  'indirect-with-next',
-  'indirect-nested',
-  'indirect-length',
-  'address',
-  'used-index',
-  'used-id',
-  'used-length',
-] as const;
-
-export type QueueFaultReason = (typeof queueFaultReasons)[number];
+export type QueueFaultReason =
+  | 'queue-size'
+  | 'ring-alignment'
+  | 'ring-memory'
+  | 'log-inconsistent'
+  | 'avail-index'
+  | 'head-range'
+  | 'head-in-flight'
+  | 'next-range'
+  | 'chain-length'
+  | 'chain-bytes'
+  | 'chain-order'
+  | 'indirect-not-negotiated'
+  | 'indirect-with-next'
+  | 'indirect-nested'
+  | 'indirect-length'
+  | 'address'
+  | 'used-index'
+  | 'used-id'
+  | 'used-length';
 
 /** The peer broke the queue; a value, never thrown. The device needs a reset. */
 export class QueueFault {

@@ -110,9 +110,9 @@ const fields: Case[] = [
   ),
   badBody(
     'a bus with an unknown role',
-    put('buses/n', { ...loopback, role: 'device' }),
+    put('buses/n', { ...loopback, role: 'both' }),
     '/role',
-    /must be one of "driver"/,
+    /must be one of "driver", "device"/,
   ),
   badBody(
     'a small message size',

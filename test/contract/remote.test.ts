@@ -12,6 +12,7 @@ import { VmsgError } from '../../src/kit/errors.ts';
 import { census } from '../../src/libc/census.ts';
 import { type LaneKind, makeLane } from '../support/bridge-lane.ts';
 import { isCode, until } from '../support/guest-fixture.ts';
+import { settledCensus } from '../support/settled-census.ts';
 
 const imageBytes = 4 * 1024 * 1024 + 512;
 const noHost = { failed: () => {}, configChanged: () => {} };
@@ -108,7 +109,7 @@ test('regions that come and go reach the serving guest, and nothing is left in t
   await withRig(async (rig) => {
     await rig.lane('inline', { dev: 'device' });
   });
-  const before = JSON.stringify(census());
+  const before = await settledCensus();
   await withRig(async (rig) => {
     const lane = await rig.lane('inline', { drv: 'driver', dev: 'device' });
     const { server, number } = await rig.serveDisk('dev');

@@ -8,6 +8,7 @@ import { census } from '../../src/libc/census.ts';
 import { readU32 } from '../../src/wire/bytes.ts';
 import { type LaneKind, makeLane } from '../support/bridge-lane.ts';
 import { isCode, until } from '../support/guest-fixture.ts';
+import { settledCensus } from '../support/settled-census.ts';
 
 const bytes = 64 * 1024;
 
@@ -75,7 +76,7 @@ async function useShm(path: string): Promise<void> {
 
 test('a guest maps the shared memory of a device, guest after guest, and nothing is left', async () => {
   await withShmDevice('inline', useShm);
-  const before = JSON.stringify(census());
+  const before = await settledCensus();
   await withShmDevice('inline', async (path) => {
     await useShm(path);
     await useShm(path);

@@ -3,6 +3,7 @@ import { type BusOptions, connect, type GuestBus, type LoopbackOptions, VmsgErro
 import { census } from '../../src/libc/census.ts';
 import { GuestPeer, type PeerOptions } from './guest-peer.ts';
 import { PeerBus } from './guest-peer-device.ts';
+import { settledCensus } from './settled-census.ts';
 
 export const isCode =
   (code: string, text = /./) =>
@@ -30,7 +31,7 @@ export async function until(condition: () => boolean, what: string): Promise<voi
  * before and after. The first use of the libraries opens what stays (the loop's own descriptors).
  */
 export async function withPeer(run: (bench: Bench) => Promise<void>, options: PeerOptions = {}): Promise<void> {
-  const before = census();
+  const before = await settledCensus();
   const model = new PeerBus();
   const peer = new GuestPeer(model.handle, options);
   const buses: GuestBus[] = [];
@@ -49,6 +50,6 @@ export async function withPeer(run: (bench: Bench) => Promise<void>, options: Pe
     peer.close();
     model.closeRegions();
   }
-  const same = () => JSON.stringify(census()) === JSON.stringify(before);
-  await until(same, `nothing is left: ${JSON.stringify([before, census()])}`);
+  const same = () => JSON.stringify(census()) === before;
+  await until(same, `nothing is left: ${before} ${JSON.stringify(census())}`);
 }

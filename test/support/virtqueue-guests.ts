@@ -20,7 +20,7 @@ const TABLES = 4;
 const TABLE_ENTRIES = 8;
 
 /** Adds an area of 2^33 bytes of which nothing is really there, and lets the guest act while a chain is read. */
-export class HostileMemory extends TestMemory {
+class HostileMemory extends TestMemory {
   onTranslate: (() => void) | undefined;
   readonly #nothing = new Uint8Array(1);
 

@@ -2,8 +2,16 @@ import assert from 'node:assert/strict';
 import { FeatureSet, feature } from '../../src/virtio/features.ts';
 import { type RingLayout, ringBytes } from '../../src/virtio/geometry.ts';
 import type { InflightLog } from '../../src/virtio/inflight.ts';
-import { type DeviceQueue, type DriverQueueSetup, QueueFault, type QueueSetup } from '../../src/virtio/queue.ts';
+import {
+  type Chain,
+  type DeviceQueue,
+  type DriverQueueSetup,
+  type IndirectTable,
+  QueueFault,
+  type QueueSetup,
+} from '../../src/virtio/queue.ts';
 import { openDeviceQueue, openDriverQueue, type RingDriverQueue } from '../../src/virtio/rings.ts';
+import { readU16, readU32 } from '../../src/wire/bytes.ts';
 import { type AreaOptions, TestArea, TestMemory } from './virtqueue-memory.ts';
 
 /** A small generator with a seed (mulberry32): the same numbers on every run. */
@@ -141,4 +149,26 @@ export function expectValue<T>(value: T | QueueFault | undefined): T {
   assert.ok(value !== undefined, 'there is a value');
   assert.ok(!(value instanceof QueueFault), value instanceof QueueFault ? `${value.reason}: ${value.detail}` : '');
   return value as T;
+}
+
+/** Memory for an indirect table in the data area. */
+export function indirectTable(pair: Pair, offset: number, entries: number): IndirectTable {
+  const { hi, lo } = dataRange(offset, 1);
+  const { bytes } = pair.data;
+  return { words: new Uint32Array(bytes.buffer, bytes.byteOffset + offset, entries * 4), hi, lo };
+}
+
+/** Popped chains until there is none. */
+export function drain(pair: Pair): Chain[] {
+  const chains: Chain[] = [];
+  for (let chain = pair.device.pop(); chain !== undefined; chain = pair.device.pop()) chains.push(expectValue(chain));
+  return chains;
+}
+
+/** One descriptor of a packed ring: address low and high, length, id, flags. */
+export function packedDescriptor({ driverSetup }: Rings, index: number): number[] {
+  const { desc } = driverSetup.memory;
+  const at = index * 16;
+  const words = [0, 4, 8].map((offset) => readU32(desc, at + offset));
+  return [...words, readU16(desc, at + 12), readU16(desc, at + 14)];
 }

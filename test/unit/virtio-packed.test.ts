@@ -2,35 +2,25 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { limits } from '../../src/kit/limits.ts';
 import { RingPosition, wantsEvent } from '../../src/virtio/packed/ring.ts';
-import { type Chain, type IndirectTable, QueueFault } from '../../src/virtio/queue.ts';
-import { openDeviceQueue, openDriverQueue } from '../../src/virtio/rings.ts';
+import { QueueFault } from '../../src/virtio/queue.ts';
+import { openDeviceQueue } from '../../src/virtio/rings.ts';
 import { readU16, readU32, writeU16, writeU32 } from '../../src/wire/bytes.ts';
 import { TestArea } from '../support/virtqueue-memory.ts';
 import {
   DATA_AREA,
   dataRange,
+  drain,
   expectValue,
+  indirectTable,
   makePair,
   makeRings,
   type Pair,
+  packedDescriptor,
   type RingOptions,
 } from '../support/virtqueue-pair.ts';
 
 const lengths = (parts: readonly Uint8Array[]): number[] => parts.map((part) => part.length);
 const pairOf = (size: number, options: RingOptions = {}): Pair => makePair(size, { ...options, layout: 'packed' });
-
-function table(pair: Pair, offset: number, entries: number): IndirectTable {
-  const { hi, lo } = dataRange(offset, 1);
-  const { bytes } = pair.data;
-  return { words: new Uint32Array(bytes.buffer, bytes.byteOffset + offset, entries * 4), hi, lo };
-}
-
-/** Popped chains until there is none. */
-function drain(pair: Pair): Chain[] {
-  const chains: Chain[] = [];
-  for (let chain = pair.device.pop(); chain !== undefined; chain = pair.device.pop()) chains.push(expectValue(chain));
-  return chains;
-}
 
 function faultOf(pair: Pair): string {
   const fault = pair.device.pop();
@@ -38,14 +28,6 @@ function faultOf(pair: Pair): string {
   assert.equal(pair.device.fault, fault);
   assert.equal(pair.device.pop(), fault);
   return fault.reason;
-}
-
-/** One descriptor: address low and high, length, id, flags. */
-function descriptor({ driverSetup }: Pair, index: number): number[] {
-  const { desc } = driverSetup.memory;
-  const at = index * 16;
-  const words = [0, 4, 8].map((offset) => readU32(desc, at + offset));
-  return [...words, readU16(desc, at + 12), readU16(desc, at + 14)];
 }
 
 describe('packed queue, device half', () => {
@@ -79,32 +61,32 @@ describe('packed queue, device half', () => {
     const c = driver.add([dataRange(3, 1)], [])!;
     driver.kick();
     const [first, second, third] = drain(pair);
-    const before = [0, 1, 2, 3, 4].map((i) => descriptor(pair, i));
+    const before = [0, 1, 2, 3, 4].map((i) => packedDescriptor(pair, i));
     device.push(second!, 3);
     device.push(first!, 0);
     assert.deepEqual(
-      [0, 1, 2, 3, 4].map((i) => descriptor(pair, i)),
+      [0, 1, 2, 3, 4].map((i) => packedDescriptor(pair, i)),
       before,
       'push shows nothing',
     );
     device.publish();
-    assert.deepEqual(descriptor(pair, 0).slice(2), [3, b, 0x8082], 'written, so WRITE');
-    assert.deepEqual(descriptor(pair, 1).slice(2), [0, a, 0x8080], 'nothing written');
-    assert.deepEqual(descriptor(pair, 3), before[3], 'the second chain skips as many descriptors as it had');
+    assert.deepEqual(packedDescriptor(pair, 0).slice(2), [3, b, 0x8082], 'written, so WRITE');
+    assert.deepEqual(packedDescriptor(pair, 1).slice(2), [0, a, 0x8080], 'nothing written');
+    assert.deepEqual(packedDescriptor(pair, 3), before[3], 'the second chain skips as many descriptors as it had');
     assert.equal(expectValue(driver.next()).token, b);
     assert.equal(expectValue(driver.next()).token, a);
     assert.equal(driver.next(), undefined);
     device.push(third!, 0);
     device.publish();
-    assert.deepEqual(descriptor(pair, 3).slice(2), [0, c, 0x8080]);
+    assert.deepEqual(packedDescriptor(pair, 3).slice(2), [0, c, 0x8080]);
     assert.equal(expectValue(driver.next()).token, c);
     // The second lap: both flags change their meaning.
     const tokens = [1, 2].map((length) => driver.add([dataRange(0, length)], []));
     assert.equal(driver.kick(), true);
-    assert.deepEqual([descriptor(pair, 4)[4], descriptor(pair, 0)[4]], [0x80, 0x8000]);
+    assert.deepEqual([packedDescriptor(pair, 4)[4], packedDescriptor(pair, 0)[4]], [0x80, 0x8000]);
     for (const chain of drain(pair)) device.push(chain, 0);
     device.publish();
-    assert.deepEqual([descriptor(pair, 4)[4], descriptor(pair, 0)[4]], [0x8080, 0]);
+    assert.deepEqual([packedDescriptor(pair, 4)[4], packedDescriptor(pair, 0)[4]], [0x8080, 0]);
     assert.deepEqual(
       [0, 1].map(() => expectValue(driver.next()).token),
       tokens,
@@ -159,7 +141,7 @@ describe('packed queue, device half', () => {
         pair.data.pieces[Math.floor((512 + i) / pieceBytes)]![(512 + i) % pieceBytes] = byte;
       }
       assert.equal(pair.driver.freeDescriptors, 1);
-      assert.deepEqual(descriptor(pair, 0).slice(0, 4), [lo, hi, 48, 0]);
+      assert.deepEqual(packedDescriptor(pair, 0).slice(0, 4), [lo, hi, 48, 0]);
       pair.driver.kick();
       const rings = pair.memory.openLeases;
       const chain = expectValue(pair.device.pop());
@@ -182,11 +164,11 @@ describe('packed queue, device half', () => {
   it('takes a chain of the longest permitted length through a table, and no longer one', () => {
     const pair = pairOf(4, { indirect: true });
     const buffers = Array.from({ length: limits.chainDescriptorsMax - 1 }, (_, i) => dataRange(i, 1));
-    pair.driver.add(buffers, [], { indirect: table(pair, 16384, buffers.length) });
+    pair.driver.add(buffers, [], { indirect: indirectTable(pair, 16384, buffers.length) });
     pair.driver.kick();
     assert.equal(expectValue(pair.device.pop()).readable.length, buffers.length);
     const more = [...buffers, dataRange(0, 1)];
-    pair.driver.add(more, [], { indirect: table(pair, 32768, more.length) });
+    pair.driver.add(more, [], { indirect: indirectTable(pair, 32768, more.length) });
     pair.driver.kick();
     assert.equal(faultOf(pair), 'chain-length');
   });
@@ -244,7 +226,7 @@ describe('packed queue, device half', () => {
     assert.equal(faultOf(pair), 'address');
     assert.equal(device.push(second!, 0), device.fault);
     device.publish();
-    assert.deepEqual([descriptor(pair, 0)[4], descriptor(pair, 1)[4]], [0x8080, 0x80]);
+    assert.deepEqual([packedDescriptor(pair, 0)[4], packedDescriptor(pair, 1)[4]], [0x8080, 0x80]);
     assert.equal(device.enableKicks(), false);
     device.close();
     assert.equal(pair.memory.openLeases, 0);
@@ -300,104 +282,6 @@ describe('packed queue, device half', () => {
     assert.equal(open({ descAddr: rings.rings.address(8) }), 'ring-alignment');
     assert.equal(open({ size: limits.queueSizeMax + 1 }), 'queue-size');
     assert.equal(open({ size: 0 }), 'queue-size');
-  });
-});
-
-describe('packed queue, driver half', () => {
-  it('zeroes its memory and fills the ring as specified', () => {
-    const rings = makeRings(5, { layout: 'packed' });
-    const { desc, driver: events, device } = rings.driverSetup.memory;
-    for (const part of [desc, events, device]) part.fill(0xee);
-    const driver = openDriverQueue(rings.driverSetup);
-    assert.ok([desc, events, device].every((part) => part.every((byte) => byte === 0)));
-    const pair = { ...pairOf(5), driverSetup: rings.driverSetup };
-    const first = driver.add([dataRange(1, 2)], [dataRange(3, 4), dataRange(5, 6)])!;
-    const second = driver.add([dataRange(7, 8)], [])!;
-    assert.notEqual(first, second);
-    assert.equal(descriptor(pair, 0)[4], 0, 'the first descriptor of a batch is not available before the kick');
-    assert.equal(driver.notificationData, 0x8000_0004);
-    driver.kick();
-    const hi = DATA_AREA << 16;
-    assert.deepEqual(
-      [0, 1, 2, 3].map((i) => descriptor(pair, i)),
-      [
-        [1, hi, 2, first, 0x81],
-        [3, hi, 4, first, 0x83],
-        [5, hi, 6, first, 0x82],
-        [7, hi, 8, second, 0x80],
-      ],
-    );
-    assert.equal(driver.add([dataRange(0, 1), dataRange(0, 1)], []), undefined, 'one descriptor is left');
-    driver.add([dataRange(0, 1)], []);
-    assert.equal(driver.freeDescriptors, 0);
-    assert.equal(driver.add([dataRange(0, 1)], []), undefined);
-    assert.equal(driver.kick(), true);
-    assert.equal(driver.kick(), false, 'nothing new');
-    // 2.9: position 0 of the second lap, whose wrap counter is 0.
-    assert.equal(driver.notificationData, 0);
-  });
-
-  it('says where the next chain goes, with the wrap counter in bit 31', () => {
-    const { driver, device } = pairOf(3);
-    const seen: number[] = [];
-    for (let i = 0; i < 7; i++) {
-      seen.push(driver.notificationData);
-      driver.add([dataRange(0, 1)], []);
-      driver.kick();
-      device.push(expectValue(device.pop()), 0);
-      device.publish();
-      expectValue(driver.next());
-    }
-    const wrap = 0x8000_0000;
-    assert.deepEqual(seen, [wrap, wrap + 1, wrap + 2, 0, 1, 2, wrap]);
-  });
-
-  it('continues on its ring memory from a saved state', () => {
-    const pair = pairOf(4, { eventIdx: true });
-    const { device } = pair;
-    const first = pair.driver.add([dataRange(0, 1)], [dataRange(8, 4)])!;
-    pair.driver.kick();
-    const hidden = pair.driver.add([dataRange(1, 1)], [])!;
-    device.enableKicks();
-    const driver = openDriverQueue(pair.driverSetup, structuredClone(pair.driver.save()));
-    assert.equal(driver.freeDescriptors, 1);
-    const [a] = drain(pair);
-    assert.equal(device.enableKicks(), false);
-    device.push(a!, 3);
-    device.publish();
-    assert.deepEqual(driver.next(), { token: first, writtenBytes: 3 });
-    assert.equal(driver.kick(), true);
-    const [b] = drain(pair);
-    device.push(b!, 0);
-    device.publish();
-    assert.deepEqual(driver.next(), { token: hidden, writtenBytes: 0 });
-    assert.equal(driver.freeDescriptors, 4);
-    const again = openDriverQueue(pair.driverSetup, driver.save());
-    assert.equal(again.kick(), true, 'an earlier notification may be lost');
-    assert.equal(again.kick(), false);
-  });
-
-  it('does not look at the length of a used descriptor without WRITE', () => {
-    const pair = pairOf(2);
-    pair.driver.add([], [dataRange(0, 4)]);
-    pair.driver.kick();
-    pair.device.push(expectValue(pair.device.pop()), 0);
-    pair.device.publish();
-    writeU32(pair.driverSetup.memory.desc, 8, 77);
-    assert.equal(expectValue(pair.driver.next()).writtenBytes, 0);
-  });
-
-  it('refuses what its own side does wrong', () => {
-    const { driverSetup } = makeRings(4, { layout: 'packed' });
-    const driver = openDriverQueue(driverSetup);
-    const pair = { ...pairOf(4), driver };
-    assert.throws(() => driver.add([], []));
-    assert.throws(() => driver.add([dataRange(0, 0)], []));
-    assert.throws(() => driver.add(new Array(5).fill(dataRange(0, 1)), []));
-    assert.throws(() => driver.add([dataRange(0, 1)], [], { indirect: table(pair, 0, 4) }), 'not negotiated');
-    assert.throws(() => openDriverQueue({ ...driverSetup, size: 3 }));
-    assert.throws(() => openDriverQueue({ ...driverSetup, descAddr: 8n }));
-    assert.throws(() => openDriverQueue(driverSetup, makePair(4).driver.save()), 'the state of a split queue');
   });
 });
 

@@ -1,27 +1,23 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { limits } from '../../src/kit/limits.ts';
-import { type Chain, type IndirectTable, QueueFault } from '../../src/virtio/queue.ts';
+import { QueueFault } from '../../src/virtio/queue.ts';
 import { openDeviceQueue, openDriverQueue } from '../../src/virtio/rings.ts';
 import { passesEvent } from '../../src/virtio/split/ring.ts';
 import { readU16, readU32, writeU16, writeU32 } from '../../src/wire/bytes.ts';
 import { TestArea } from '../support/virtqueue-memory.ts';
-import { DATA_AREA, dataRange, expectValue, makePair, makeRings, type Pair } from '../support/virtqueue-pair.ts';
+import {
+  DATA_AREA,
+  dataRange,
+  drain,
+  expectValue,
+  indirectTable,
+  makePair,
+  makeRings,
+  type Pair,
+} from '../support/virtqueue-pair.ts';
 
 const lengths = (parts: readonly Uint8Array[]): number[] => parts.map((part) => part.length);
-
-function table(pair: Pair, offset: number, entries: number): IndirectTable {
-  const { hi, lo } = dataRange(offset, 1);
-  const { bytes } = pair.data;
-  return { words: new Uint32Array(bytes.buffer, bytes.byteOffset + offset, entries * 4), hi, lo };
-}
-
-/** Popped chains until there is none. */
-function drain(pair: Pair): Chain[] {
-  const chains: Chain[] = [];
-  for (let chain = pair.device.pop(); chain !== undefined; chain = pair.device.pop()) chains.push(expectValue(chain));
-  return chains;
-}
 
 function faultOf(pair: Pair): string {
   const fault = pair.device.pop();
@@ -104,11 +100,11 @@ describe('split queue, device half', () => {
   it('takes a chain of the longest permitted length through a table, and no longer one', () => {
     const pair = makePair(4, { indirect: true, dataBytes: 65536 });
     const buffers = Array.from({ length: limits.chainDescriptorsMax - 1 }, (_, i) => dataRange(i, 1));
-    pair.driver.add(buffers, [], { indirect: table(pair, 16384, buffers.length) });
+    pair.driver.add(buffers, [], { indirect: indirectTable(pair, 16384, buffers.length) });
     pair.driver.kick();
     assert.equal(expectValue(pair.device.pop()).readable.length, buffers.length);
     const more = [...buffers, dataRange(0, 1)];
-    pair.driver.add(more, [], { indirect: table(pair, 32768, more.length) });
+    pair.driver.add(more, [], { indirect: indirectTable(pair, 32768, more.length) });
     pair.driver.kick();
     assert.equal(faultOf(pair), 'chain-length');
   });
@@ -280,7 +276,7 @@ describe('split queue, driver half', () => {
     assert.throws(() => driver.add([], []));
     assert.throws(() => driver.add([dataRange(0, 0)], []));
     assert.throws(() => driver.add(new Array(5).fill(dataRange(0, 1)), []));
-    assert.throws(() => driver.add([dataRange(0, 1)], [], { indirect: table(pair, 0, 4) }), 'not negotiated');
+    assert.throws(() => driver.add([dataRange(0, 1)], [], { indirect: indirectTable(pair, 0, 4) }), 'not negotiated');
     assert.throws(() => openDriverQueue({ ...driverSetup, size: 3 }));
     assert.throws(() => openDriverQueue({ ...driverSetup, size: 8 }));
     assert.throws(() => openDriverQueue({ ...driverSetup, descAddr: 8n }));

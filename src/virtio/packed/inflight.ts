@@ -5,7 +5,7 @@ import { RingPosition } from './ring.ts';
 const source = 'vhost-user protocol, "Inflight I/O tracking"';
 
 /** Head of the log of one packed queue. */
-export const queueRegionPacked = layout('QueueRegionPacked', source, 32, {
+const queueRegionPacked = layout('QueueRegionPacked', source, 32, {
   features: u64(0, 'feature flags of the region: 0'),
   version: u16(8, '1; 0 while the region is not initialised'),
   desc_num: u16(10, 'entries of desc, the queue size'),
@@ -19,7 +19,7 @@ export const queueRegionPacked = layout('QueueRegionPacked', source, 32, {
 });
 
 /** A copy of one descriptor that was taken. */
-export const descStatePacked = layout('DescStatePacked', source, 32, {
+const descStatePacked = layout('DescStatePacked', source, 32, {
   inflight: u8(0, 'first entry of a chain: 1 while it is in flight'),
   padding: u8(1, 'zero'),
   next: u16(2, 'next entry, of the chain or of the free list'),

@@ -1,5 +1,4 @@
 import { layout, u16, u32, u64 } from '../../wire/layout.ts';
-import { descBytes } from '../chain.ts';
 
 /*
  * Layout of a packed virtqueue (virtio 1.3, section 2.8). The ring is accessed through u32 words in the byte order
@@ -8,7 +7,7 @@ import { descBytes } from '../chain.ts';
  */
 
 /** One descriptor, available or used (2.8.13). */
-export const pvirtqDesc = layout('pvirtq_desc', 'virtio 1.3, 2.8.13', 16, {
+const pvirtqDesc = layout('pvirtq_desc', 'virtio 1.3, 2.8.13', 16, {
   addr: u64(0, 'bus address of the buffer'),
   len: u32(8, 'bytes; when used, bytes that were written'),
   id: u16(12, 'buffer id, in the last descriptor of a chain'),
@@ -16,7 +15,7 @@ export const pvirtqDesc = layout('pvirtq_desc', 'virtio 1.3, 2.8.13', 16, {
 });
 
 /** How one side wants to be notified (2.8.14). */
-export const pvirtqEventSuppress = layout('pvirtq_event_suppress', 'virtio 1.3, 2.8.14', 4, {
+const pvirtqEventSuppress = layout('pvirtq_event_suppress', 'virtio 1.3, 2.8.14', 4, {
   desc: u16(0, 'position of a descriptor in bits 0..14, its wrap counter in bit 15'),
   flags: u16(2, 'ENABLE 0, DISABLE 1, DESC 2'),
 });
@@ -43,7 +42,7 @@ export const EVENT_DISABLE = 1 << 16;
 const EVENT_DESC = 2 << 16;
 
 export const packedRingBytes = (size: number): { desc: number; driver: number; device: number } => ({
-  desc: descBytes * size,
+  desc: pvirtqDesc.size * size,
   driver: pvirtqEventSuppress.size,
   device: pvirtqEventSuppress.size,
 });

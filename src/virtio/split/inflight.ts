@@ -4,7 +4,7 @@ import { bytes, layout, u8, u16, u64 } from '../../wire/layout.ts';
 const source = 'vhost-user protocol, "Inflight I/O tracking"';
 
 /** Head of the log of one split queue. */
-export const queueRegionSplit = layout('QueueRegionSplit', source, 16, {
+const queueRegionSplit = layout('QueueRegionSplit', source, 16, {
   features: u64(0, 'feature flags of the region: 0'),
   version: u16(8, '1; 0 while the region is not initialised'),
   desc_num: u16(10, 'entries of desc, the queue size'),
@@ -13,7 +13,7 @@ export const queueRegionSplit = layout('QueueRegionSplit', source, 16, {
 });
 
 /** State of one head descriptor. */
-export const descStateSplit = layout('DescStateSplit', source, 16, {
+const descStateSplit = layout('DescStateSplit', source, 16, {
   inflight: u8(0, '1 from the moment the chain is taken until its used element is published'),
   padding: bytes(1, 5, 'zero'),
   next: u16(6, 'next entry of the list of the last batch'),

@@ -1,5 +1,4 @@
 import { layout, u16, u32, u64 } from '../../wire/layout.ts';
-import { descBytes } from '../chain.ts';
 
 /*
  * Layout of a split virtqueue (virtio 1.3, section 2.7). The rings are accessed through typed arrays in the
@@ -7,7 +6,7 @@ import { descBytes } from '../chain.ts';
  */
 
 /** One descriptor (2.7.5). */
-export const virtqDesc = layout('virtq_desc', 'virtio 1.3, 2.7.5', 16, {
+const virtqDesc = layout('virtq_desc', 'virtio 1.3, 2.7.5', 16, {
   addr: u64(0, 'bus address of the buffer'),
   len: u32(8, 'bytes'),
   flags: u16(12, 'NEXT 1, WRITE 2, INDIRECT 4'),
@@ -31,7 +30,7 @@ export const availEventAt = (size: number): number => 2 + 4 * size;
 
 /** Bytes of the three parts (2.7). The event fields are always counted: a driver reserves them in any case. */
 export function splitRingBytes(size: number): { desc: number; driver: number; device: number } {
-  return { desc: descBytes * size, driver: 6 + 2 * size, device: 6 + 8 * size };
+  return { desc: virtqDesc.size * size, driver: 6 + 2 * size, device: 6 + 8 * size };
 }
 
 /** Alignment of the three parts in bytes (2.7). */

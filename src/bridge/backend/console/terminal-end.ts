@@ -1,4 +1,4 @@
-import { lstatSync, readlinkSync, renameSync, symlinkSync, unlinkSync } from 'node:fs';
+import { lstatSync, readlinkSync, renameSync, rmSync, symlinkSync, unlinkSync } from 'node:fs';
 import type { Clock, Timer } from '../../../kit/clock.ts';
 import { VmsgError } from '../../../kit/errors.ts';
 import { limits } from '../../../kit/limits.ts';
@@ -9,6 +9,20 @@ import type { HostEnd, HostEndEvents } from './host-end.ts';
 import { StreamWatch } from './stream-watch.ts';
 
 const terminalPrefix = '/dev/pts/';
+
+/** In one step: there is a terminal behind the link at any time. */
+function replaceLink(link: string, target: string): void {
+  const temporary = `${link}.new`;
+  // Left by a service that was killed in between.
+  rmSync(temporary, { force: true });
+  symlinkSync(target, temporary);
+  try {
+    renameSync(temporary, link);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw error;
+  }
+}
 
 /**
  * A pseudo terminal behind a symbolic link. The kernel does not tell when a program opens it, closes it while nobody
@@ -56,10 +70,7 @@ export class TerminalEnd implements HostEnd {
         () => this.#events?.writable(),
       );
       try {
-        // In one step: there is a terminal behind the link at any time.
-        const temporary = `${this.#link}.${process.pid}`;
-        symlinkSync(terminal.path, temporary);
-        renameSync(temporary, this.#link);
+        replaceLink(this.#link, terminal.path);
       } catch (error) {
         watch.close();
         throw error;
