@@ -11,6 +11,7 @@ import { BlkDriver, connect } from '../../src/guest/index.ts';
 import { census } from '../../src/libc/census.ts';
 import { LoopPoller } from '../../src/libc/poll.ts';
 import { until } from '../support/guest-fixture.ts';
+import { settledCensus } from '../support/settled-census.ts';
 
 /** The guest and its command against the real bridge. */
 const directory = mkdtempSync(join(tmpdir(), 'vmsg-guest-'));
@@ -75,7 +76,7 @@ async function ok(args: string[]): Promise<Run> {
 
 for (const notify of ['messages', 'descriptors'] as const) {
   test(`a disk is written and read with ${notify}, and nothing is left`, async () => {
-    const counted = census();
+    const counted = await settledCensus();
     const bus = await connect({ path: at('bus') });
     const blk = await BlkDriver.open(bus, 1, { notify });
     assert.equal(await blk.getId(), 'scratch');
@@ -86,7 +87,7 @@ for (const notify of ['messages', 'descriptors'] as const) {
     assert(data.equals(readFileSync(at('scratch')).subarray(7 * 512, 7 * 512 + data.length)));
     await blk.close();
     bus.close();
-    const same = () => JSON.stringify(census()) === JSON.stringify(counted);
+    const same = () => JSON.stringify(census()) === counted;
     await until(same, `nothing is left: ${JSON.stringify([counted, census()])}`);
   });
 }

@@ -68,10 +68,16 @@ export class PeerBus {
     this.regions.clear();
   }
 
+  /** Sees each EVENT_AVAIL. */
+  onAvailable: ((body: { readonly index: number; readonly next: number }) => void) | undefined;
+
   handle = (message: CanonicalMessage, header: MessageHeader, connection: PeerConnection): void => {
     this.log.push(message.name);
     if (message.kind === 'event') {
-      if (message.name === 'EVENT_AVAIL') this.serve(connection);
+      if (message.name === 'EVENT_AVAIL') {
+        this.onAvailable?.(message.body);
+        this.serve(connection);
+      }
       return;
     }
     const answer = this.overrides.get(message.name)?.(message.body, header, connection) ?? 'usual';

@@ -31,6 +31,7 @@ import { LoopPoller } from '../../src/libc/poll.ts';
 import { windowSize } from '../../src/libc/pty.ts';
 import { connectUnix } from '../../src/libc/unix-socket.ts';
 import { until } from '../support/guest-fixture.ts';
+import { settledCensus } from '../support/settled-census.ts';
 
 const size = { columns: 80, rows: 24 };
 const unusable = (error: unknown): boolean => error instanceof VmsgError && error.code === 'backend-unusable';
@@ -75,7 +76,7 @@ interface Place {
 async function within(run: (place: Place) => Promise<void>): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), 'vmsg-console-'));
   const path = join(directory, 'port');
-  const before = census();
+  const before = await settledCensus();
   const poller = new LoopPoller();
   const ends: HostEnd[] = [];
   const open: Place['open'] = (kind) => {
@@ -94,7 +95,7 @@ async function within(run: (place: Place) => Promise<void>): Promise<void> {
     poller.close();
   }
   assert.equal(existsSync(path), false, 'the path is free again');
-  await until(() => JSON.stringify(census()) === JSON.stringify(before), 'nothing is left');
+  await until(() => JSON.stringify(census()) === before, 'nothing is left');
   rmSync(directory, { recursive: true });
 }
 
