@@ -2,7 +2,7 @@ import { limits } from '../kit/limits.ts';
 import { type AddressSpace, type Lease, TranslateFault } from '../ports/memory.ts';
 import { type Chain, QueueFault } from './queue.ts';
 
-/** Descriptor flags that both ring layouts share (virtio 1.3, 2.7.5, 2.8.5). */
+/** Descriptor flags that both ring layouts share (virtio 1.3, 2.7.5, 2.8.3 to 2.8.7). */
 export const DESC_NEXT = 1;
 export const DESC_WRITE = 2;
 export const DESC_INDIRECT = 4;
@@ -98,7 +98,7 @@ export class ChainParts {
   }
 
   append(chain: BufferChain, hi: number, lo: number, length: number, write: boolean): QueueFault | undefined {
-    // 2.7.4.2, 2.8.4: device-writable elements come after all device-readable ones.
+    // 2.7.4.2, 2.8.17: device-writable elements come after all device-readable ones.
     if (!write && chain.writableBytes > 0) {
       return new QueueFault('chain-order', `chain ${chain.head}: readable after writable`);
     }

@@ -7,7 +7,7 @@ export interface Completion<T> {
 }
 
 /**
- * Hands completed chains back in the order in which they were taken, as IN_ORDER demands (virtio 1.3, 2.7.9, 2.8.14):
+ * Hands completed chains back in the order in which they were taken, as IN_ORDER demands (virtio 1.3, 2.7.9, 2.8.8):
  * one that is completed early waits for all that were taken before it. It holds at most as many as the queue has entries.
  */
 export class CompletionOrder<T> {

@@ -4,8 +4,8 @@ import type { LaneEvent } from '../../src/bridge/lane/protocol.ts';
 import type { Backend } from '../../src/ports/backend.ts';
 import type { ResumeClaim } from '../../src/ports/bus.ts';
 import { FeatureSet, feature } from '../../src/virtio/features.ts';
+import { ringBytes, ringLayout } from '../../src/virtio/geometry.ts';
 import { openDriverQueue, type RingDriverQueue } from '../../src/virtio/rings.ts';
-import { splitRingBytes } from '../../src/virtio/split/ring.ts';
 import { status } from '../../src/virtio/status.ts';
 import type { BusRequest, BusResponse } from '../../src/virtio-msg/bus-messages.ts';
 import { type CanonicalMessage, dialectD5 } from '../../src/virtio-msg/dialect.ts';
@@ -249,13 +249,14 @@ export interface QueueOptions {
 }
 
 function ringSetup(area: number, memory: FakeMemory, size: number, extra: readonly number[]) {
-  const bytes = splitRingBytes(size);
+  const features = FeatureSet.of(...needed, ...extra);
+  const bytes = ringBytes(ringLayout(features), size);
   const driverAt = bytes.desc;
   const deviceAt = (driverAt + bytes.driver + 3) & ~3;
   const at = (offset: number): bigint => (BigInt(area) << 48n) | BigInt(offset);
   return {
     size,
-    features: FeatureSet.of(...needed, ...extra),
+    features,
     descAddr: at(0),
     driverAddr: at(driverAt),
     deviceAddr: at(deviceAt),

@@ -23,7 +23,7 @@ export class PackedChain extends BufferChain {
  * without leases.
  *
  * Any u16 is a good buffer id. The AVAIL and USED flags count in the first descriptor of a chain only: the driver
- * writes it last (2.8.19).
+ * writes it last (2.8.6).
  */
 export class PackedChainReader {
   readonly #parts: ChainParts;

@@ -269,7 +269,7 @@ class PackedDeviceQueue implements DeviceQueue {
     let first = 0;
     for (let i = 0; i < count; i++) {
       const written = this.#batchWritten[i]!;
-      // 2.8.5: WRITE in a used descriptor says that its length counts.
+      // 2.8.4: WRITE in a used descriptor says that its length counts.
       const flags = usedFlags(at.wrap) | (written > 0 ? DESC_WRITE : 0);
       const word = (this.#batchIds[i]! | (flags << FLAGS_SHIFT)) >>> 0;
       desc[at.index * descWords + 2] = written;

@@ -208,7 +208,7 @@ export class PackedDriver implements DriverQueue {
     this.#unkicked = 0;
     const hidden = this.#hidden;
     this.#hidden = undefined;
-    // 2.8.21.1: everything else before these flags; 2.8.21.3: the flags before the look at the device's word.
+    // 2.8.21.1: everything else before these flags; 2.8.21.2: the flags before the look at the device's word.
     if (hidden !== undefined) Atomics.store(this.#desc, hidden.at, hidden.word);
     return wantsEvent(Atomics.load(this.#deviceEvent, 0), this.#eventIdx, this.size, this.#available, count);
   }
@@ -225,7 +225,7 @@ export class PackedDriver implements DriverQueue {
     }
     const oldest = this.#order[this.#completed % this.size]!;
     this.#batch = batch.token === oldest ? undefined : batch;
-    // 2.8.14: what the batch skips was used completely.
+    // 2.8.8: what the batch skips was used completely.
     return this.#complete(batch.token === oldest ? batch : { token: oldest, writtenBytes: this.#writable[oldest]! });
   }
 
