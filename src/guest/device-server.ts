@@ -82,7 +82,10 @@ export class DeviceServer extends Emitter<DeviceServerEvents> {
       const messenger = scope.own(new Messenger(limits.handshakeMessageMaxBytes, limits.fdsPerMessage));
       const { path, maxMessageSize = limits.messageSizeMaxBytes } = this.#o;
       const parts = { path, clock: this.#clock, poller: this.#poller, messenger, maxMessageSize, ringSlots };
-      const established = await handshake({ ...parts, role: 'device', resume: undefined, onTerms: undefined }, scope);
+      const established = await handshake(
+        { ...parts, role: 'device', queueNotify: false, resume: undefined, onTerms: undefined },
+        scope,
+      );
       const onLost = (reason: string): void => this.#onLost(reason);
       this.#begin(new DeviceConnection(established, messenger, this.#poller, scope, onLost));
       return established.terms.epoch;

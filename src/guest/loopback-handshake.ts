@@ -29,7 +29,8 @@ import { ringBytesFor } from '../virtio-msg/ring.ts';
 import { type Decoded, decode, encode, type Layout, Malformed } from '../wire/layout.ts';
 import type { ResumePoint, TransportTerms } from './transport.ts';
 
-const ourFeatures = handshakeFeatures.sleepWords | handshakeFeatures.queueNotify;
+const featuresOf = ({ queueNotify }: Pick<HandshakeParts, 'queueNotify'>): number =>
+  handshakeFeatures.sleepWords | (queueNotify ? handshakeFeatures.queueNotify : 0);
 const dialectNumber = 5;
 const ringAlign = 4096;
 const slotMaxBytes = 0x1_0000;
@@ -47,6 +48,8 @@ export interface HandshakeParts {
   readonly messenger: Messenger;
   readonly maxMessageSize: number;
   readonly ringSlots: number;
+  /** Offer QUEUE_NOTIFY. */
+  readonly queueNotify: boolean;
   /** What this guest does on the bus. */
   readonly role: keyof typeof guestRole;
   readonly resume: ResumePoint | undefined;
@@ -153,15 +156,15 @@ function check<L extends Layout<never, never> | Layout>(
 }
 
 /** @returns what is wrong with a WELCOME, or undefined */
-function welcomeFault(packet: Welcome, ours: number): string | undefined {
+function welcomeFault(packet: Welcome, parts: HandshakeParts): string | undefined {
   if (packet.dialect !== dialectNumber) return `chose dialect D${packet.dialect}, which was not offered`;
   const size = packet.maxMessageSize;
-  if (size < limits.messageSizeMinBytes || size > ours) return `chose a message size of ${size}`;
+  if (size < limits.messageSizeMinBytes || size > parts.maxMessageSize) return `chose a message size of ${size}`;
   if (packet.slotSize < size || packet.slotSize % 8 !== 0 || packet.slotSize > slotMaxBytes)
     return `chose a slot size of ${packet.slotSize}`;
   if (packet.ringMaxBytes < ringBytesFor(limits.ringSlotsMin, packet.slotSize))
     return `allows rings of ${packet.ringMaxBytes} bytes only`;
-  if ((packet.features & ~ourFeatures) !== 0) return 'chose features that were not offered';
+  if ((packet.features & ~featuresOf(parts)) !== 0) return 'chose features that were not offered';
   if (packet.revision < 1) return 'publishes transport revision 0';
   return undefined;
 }
@@ -178,7 +181,7 @@ function helloBytes(parts: HandshakeParts): Uint8Array {
     hello,
     {
       ...headOf(packetType.hello),
-      features: ourFeatures,
+      features: featuresOf(parts),
       dialects: 1 << dialectNumber,
       maxMessageSize: parts.maxMessageSize,
       role: guestRole[parts.role],
@@ -226,7 +229,7 @@ export async function handshake(parts: HandshakeParts, scope: Scope): Promise<Es
   const answer = await nextPacket(parts, control, deadlineMs);
   const agreed = expect(answer, packetType.welcome, welcome, 1);
   const doorbell = scope.own(answer.fds[0]!);
-  const fault = welcomeFault(agreed, parts.maxMessageSize);
+  const fault = welcomeFault(agreed, parts);
   if (fault !== undefined) throw violation(fault);
   const terms: TransportTerms = {
     maxMessageSize: agreed.maxMessageSize,

@@ -26,6 +26,11 @@ export interface LoopbackOptions {
   readonly maxMessageSize?: number;
   /** Messages that a ring holds; 255 by default, less when the service allows only smaller rings. */
   readonly ringSlots?: number;
+  /**
+   * Whether queues may have kick and call descriptors (QUEUE_NOTIFY), the default. Without it devices offer
+   * NOTIFICATION_DATA: each EVENT_AVAIL says how far the driver has come.
+   */
+  readonly queueNotify?: boolean;
   readonly clock?: Clock;
   readonly poller?: Poller;
   readonly scheduler?: Scheduler;
@@ -39,6 +44,8 @@ export function loopbackFactory(options: LoopbackOptions): TransportFactory {
   const clock = options.clock ?? systemClock;
   const poller = options.poller ?? new LoopPoller();
   const scheduler = options.scheduler ?? systemScheduler;
+  const { queueNotify = true } = options;
+  const role = 'driver' as const;
   return async (resume, onTerms) => {
     if (maxMessageSize < limits.messageSizeMinBytes || maxMessageSize > 0xffff) {
       throw new VmsgError('invalid-request', `a message size of ${maxMessageSize} bytes is not possible`);
@@ -53,7 +60,8 @@ export function loopbackFactory(options: LoopbackOptions): TransportFactory {
         messenger,
         maxMessageSize,
         ringSlots,
-        role: 'driver' as const,
+        role,
+        queueNotify,
         resume,
         onTerms,
       };

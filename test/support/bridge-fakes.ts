@@ -166,7 +166,7 @@ export class FakeCall implements CallTarget {
 }
 
 /** Memories, kicks and calls by reference, as if a guest had sent them. */
-class FakeResources implements GuestResources {
+export class FakeResources implements GuestResources {
   readonly memories = new Map<number, FakeMemory | ErrnoName>();
   readonly kicks = new Map<number, { onKick: (() => void) | undefined; closed: boolean }>();
   readonly calls = new Map<number, FakeCall>();
