@@ -1,5 +1,6 @@
 import type { Clock } from '../kit/clock.ts';
 import { type ErrnoName, errno } from '../kit/errno.ts';
+import { VmsgError } from '../kit/errors.ts';
 import type { Scheduler } from '../kit/scheduler.ts';
 import { Mapping } from '../libc/mapping.ts';
 import type { GuestConnection } from '../ports/bus.ts';
@@ -91,9 +92,10 @@ export class BusSession implements ChannelHandler {
   #shareOf(device: DeviceEndpoint): Map<number, bigint> {
     const addresses = new Map<number, bigint>();
     for (const { id, fd, length } of device.sharedMemory) {
-      const mapping = Mapping.map(fd, 0, length, { writable: true });
-      const area = this.memory.addOwn(mapping);
-      if (area === undefined) mapping.close();
+      const memory = mapOwn(fd, length);
+      const area = memory === undefined ? undefined : this.memory.addOwn(memory);
+      // Without memory or an area id this guest sees a device without the region.
+      if (area === undefined) memory?.close();
       else addresses.set(id, BigInt(area) << 48n);
     }
     return addresses;
@@ -225,5 +227,14 @@ export class BusSession implements ChannelHandler {
     this.#signals.clear();
     this.memory.clear();
     this.#o.connection.close();
+  }
+}
+
+function mapOwn(fd: number, length: number): Mapping | undefined {
+  try {
+    return Mapping.map(fd, 0, length, { writable: true });
+  } catch (error) {
+    if (error instanceof VmsgError) return undefined;
+    throw error;
   }
 }

@@ -8,6 +8,7 @@ import type {
   LaneCommands,
   LaneEvent,
 } from '../../src/bridge/lane/protocol.ts';
+import { newCounters } from '../../src/device/channel.ts';
 import type { FlightRecord } from '../../src/device/flight-recorder.ts';
 import { VmsgError } from '../../src/kit/errors.ts';
 
@@ -108,15 +109,7 @@ export class FakeLane implements Lane {
 
   #openBus(spec: LaneBusSpec): null {
     if (this.buses.has(spec.bus)) this.#violate(`openBus ${spec.bus} twice`);
-    const counters = {
-      messagesIn: 0,
-      messagesOut: 0,
-      doorbellsIn: 0,
-      doorbellsOut: 0,
-      malformed: 0,
-      dropped: 0,
-      failures: 0,
-    };
+    const counters = newCounters();
     const snapshot: BusSnapshot = {
       bus: spec.bus,
       state: 'listening',

@@ -1,4 +1,4 @@
-import type { ChannelCounters } from '../../device/channel.ts';
+import { type ChannelCounters, newCounters } from '../../device/channel.ts';
 import { deviceName } from '../../virtio/device-ids.ts';
 import { describeStatus, status as statusBits } from '../../virtio/status.ts';
 import type { AttachmentStatus, BackendStatus, BusStatus, DomainStatus, Kind, Resource } from '../commands.ts';
@@ -15,15 +15,7 @@ export interface StatusSources {
   readonly addressOf: (bus: string) => string;
 }
 
-export const noCounters: ChannelCounters = {
-  messagesIn: 0,
-  messagesOut: 0,
-  doorbellsIn: 0,
-  doorbellsOut: 0,
-  malformed: 0,
-  dropped: 0,
-  failures: 0,
-};
+export const noCounters: Readonly<ChannelCounters> = newCounters();
 
 export const hex = (value: bigint): string => `0x${value.toString(16)}`;
 

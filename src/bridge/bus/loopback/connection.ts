@@ -92,7 +92,16 @@ export class LoopbackConnection implements GuestConnection {
       if (this.#phase !== 'ready') this.#fail('ETIMEDOUT', 'the handshake took too long');
     });
     this.#scope.defer(() => timer.cancel());
-    this.#scope.own(options.poller.watch(options.socket.number, () => this.#receive()));
+  }
+
+  /** Begins to listen. @throws SystemCallError when descriptors are short; nothing is left open then */
+  start(): void {
+    try {
+      this.#scope.own(this.#o.poller.watch(this.#o.socket.number, () => this.#receive()));
+    } catch (error) {
+      this.close();
+      throw error;
+    }
   }
 
   get ready(): boolean {

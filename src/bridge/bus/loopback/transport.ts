@@ -67,7 +67,12 @@ export class LoopbackTransport implements BusTransport {
     for (let i = 0; i < acceptsPerTurn; i++) {
       const socket = listener.accept();
       if (socket === undefined) return;
-      this.#onGuest(socket);
+      try {
+        this.#onGuest(socket);
+      } catch (error) {
+        socket.close();
+        throw error;
+      }
     }
   }
 
@@ -90,7 +95,7 @@ export class LoopbackTransport implements BusTransport {
 
   #begin(socket: Fd, peer: GuestIdentity): void {
     const handler = this.#handler!;
-    this.#current = new LoopbackConnection({
+    const connection = new LoopbackConnection({
       socket,
       messenger: this.#messenger,
       poller: this.#o.poller,
@@ -102,7 +107,7 @@ export class LoopbackTransport implements BusTransport {
       revision: this.#o.revision,
       dialect: this.#o.dialect,
       admit: (claim) => handler.admit(claim),
-      onReady: (connection) => handler.connected(connection, peer),
+      onReady: (ready) => handler.connected(ready, peer),
       onClosed: (reason, wasReady) => {
         this.#current = undefined;
         if (reason === undefined) return;
@@ -110,6 +115,8 @@ export class LoopbackTransport implements BusTransport {
         else handler.refused(peer, reason);
       },
     });
+    this.#current = connection;
+    connection.start();
   }
 
   close(): void {
