@@ -61,6 +61,8 @@ export const limits = {
   queueBatchChains: 64,
   /** Requests of one blk device at the operating system at a time: one slow disk must not take every I/O thread. */
   blkInFlightRequests: 8,
+  /** Reads up to this size are served at once when the page cache has them; larger ones would hold others up. */
+  blkReadNowBytes: 16 * 1024,
   /** Queues that a blk device may be given. */
   blkQueuesMax: 16,
   /** Requests of all queues of one blk device that wait for their turn: each queue hands over as many as may run. */

@@ -46,6 +46,18 @@ export const eventfdNative = declare<(initial: number, flags: number) => number>
 export const preadv2 = declare<(fd: number, iov: Address, count: number, offset: number, flags: number) => number>(
   'int64_t preadv2(int, uintptr_t, int, int64_t, int)',
 );
+
+koffi.struct('vmsg_iovec', { base: 'void *', length: 'size_t' });
+/** The same into one typed array. */
+export const preadv2Into = declare<
+  (
+    fd: number,
+    iov: readonly [{ readonly base: Uint8Array; readonly length: number }],
+    count: 1,
+    offset: number,
+    flags: number,
+  ) => number
+>('int64_t preadv2(int, vmsg_iovec *, int, int64_t, int)');
 export const readNative = declare<(fd: number, out: Address, length: number) => number>(
   'int64_t read(int, uintptr_t, size_t)',
 );

@@ -40,6 +40,7 @@ export class BlkBackend implements Backend {
   #poll: Timer | undefined;
   /** Requests at the file. The limit is for all queues: a device with more of them gets no more I/O threads. */
   #running = 0;
+  #starting = false;
   readonly #waiting = new BoundedQueue<BackendRequest>(limits.blkWaitingRequests);
   #closing: (() => void) | undefined;
   #closed = false;
@@ -181,8 +182,16 @@ export class BlkBackend implements Backend {
     last![0] = status;
     this.#running -= 1;
     request.complete(dataBytes + 1);
-    while (this.#running < limits.blkInFlightRequests && this.#waiting.length > 0) this.#start(this.#waiting.shift()!);
+    this.#startWaiting();
     if (this.#running === 0) this.#closing?.();
+  }
+
+  /** A request that ends at once must not start the next from within its own start: there may be many. */
+  #startWaiting(): void {
+    if (this.#starting) return;
+    this.#starting = true;
+    while (this.#running < limits.blkInFlightRequests && this.#waiting.length > 0) this.#start(this.#waiting.shift()!);
+    this.#starting = false;
   }
 
   /** Bytes of the range, or undefined when it is not whole sectors inside the capacity. */

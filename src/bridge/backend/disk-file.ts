@@ -4,6 +4,7 @@ import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
 import { punchHole, zeroRange } from '../../libc/fallocate.ts';
 import { tryLock } from '../../libc/flock.ts';
+import { readNow } from '../../libc/read-now.ts';
 import { after } from './parts.ts';
 
 export type IoDone = (error: Error | null) => void;
@@ -17,7 +18,7 @@ export interface DiskFile {
   readonly blockBytes: number;
   /** Whether `punch` works. */
   readonly canPunch: boolean;
-  /** Fills all parts; the range lies inside the file. */
+  /** Fills all parts; the range lies inside the file. `done` may be called before this returns. */
   read(parts: readonly Uint8Array[], offset: number, done: IoDone): void;
   write(parts: readonly Uint8Array[], offset: number, done: IoDone): void;
   /** Releases the storage of a range inside the file, which then reads as zero. */
@@ -55,6 +56,7 @@ class RegularDiskFile implements DiskFile {
   readonly canPunch: boolean;
   readonly #fd: number;
   #sizeBytes: number;
+  #readsNow = true;
   /** Operations in the thread pool. */
   #running = 0;
   #idle: (() => void) | undefined;
@@ -72,7 +74,17 @@ class RegularDiskFile implements DiskFile {
   }
 
   read(parts: readonly Uint8Array[], offset: number, done: IoDone): void {
-    this.#transfer(readv as Transfer, [...parts], offset, this.#begin(done));
+    if (this.#tryRead(parts, offset)) done(null);
+    else this.#transfer(readv as Transfer, [...parts], offset, this.#begin(done));
+  }
+
+  /** Small reads of what is in the page cache: copying takes less time than a thread needs to wake up. */
+  #tryRead(parts: readonly Uint8Array[], offset: number): boolean {
+    const [part] = parts;
+    if (!this.#readsNow || parts.length !== 1 || part!.length > limits.blkReadNowBytes) return false;
+    const result = readNow(this.#fd, part!, offset);
+    this.#readsNow = result !== 'never';
+    return result === part!.length;
   }
 
   write(parts: readonly Uint8Array[], offset: number, done: IoDone): void {
