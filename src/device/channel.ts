@@ -112,9 +112,14 @@ export class Channel {
     this.#outgoing = new Uint8Array(port.slotBytes);
   }
 
-  /** Messages that wait for room. */
-  get backlogLength(): number {
-    return this.#backlog.length + this.#usedBacklog.size;
+  /** The message path, for people. */
+  snapshot(): ChannelSnapshot {
+    return {
+      dialect: this.#dialect.spec.name,
+      maxMessageSizeBytes: this.#maxMessageSize,
+      slotBytes: this.#port.slotBytes,
+      backlogMessages: this.#backlog.length + this.#usedBacklog.size,
+    };
   }
 
   /** The peer rang, or may have written: takes what is there. */

@@ -101,15 +101,8 @@ export class BusSession implements ChannelHandler {
     return addresses;
   }
 
-  /** The message path, for people. */
   channelSnapshot(): ChannelSnapshot {
-    const { dialect, connection } = this.#o;
-    return {
-      dialect: dialect.spec.name,
-      maxMessageSizeBytes: connection.maxMessageSize,
-      slotBytes: connection.port.slotBytes,
-      backlogMessages: this.#channel.backlogLength,
-    };
+    return this.#channel.snapshot();
   }
 
   deviceAdded(deviceNumber: number): void {

@@ -19,8 +19,3 @@ export const errno = {
 } as const;
 
 export type ErrnoName = keyof typeof errno;
-
-const names = new Map<number, string>(Object.entries(errno).map(([name, number]) => [number, name]));
-
-/** `EBUSY` for 16; `errno 4711` for one that is not in the table. */
-export const errnoName = (number: number): string => names.get(number) ?? `errno ${number}`;

@@ -232,3 +232,34 @@ test(`${rounds * stepsPerRound} messages of a hostile serving side end every req
   assert.ok(connected > rounds / 2, 'the test used devices');
   for (const [name, count] of Object.entries(total)) assert.ok(count > 100, `${name}: ${count}`);
 });
+
+/** The devices that a side is believed to have which answers GET_DEVICES so. */
+async function listed(
+  answer: (offset: number, count: number) => { nextOffset: number; count: number },
+): Promise<number[]> {
+  const peer = {
+    maxMessageSize: 264,
+    byPeer: true,
+    lengthOf: (message: CanonicalMessage) => dialectD5.encodedLength(message),
+    send: (message: CanonicalMessage, _device: number, token: number) => {
+      if (message.kind !== 'request' || message.name !== 'GET_DEVICES') return;
+      const { offset } = message.body;
+      const { nextOffset, count } = answer(offset, message.body.count);
+      const body = { offset, nextOffset, count, bitmap: new Uint8Array((count + 7) >>> 3).fill(0xff) };
+      const header = { type: 3, id: 2, deviceNumber: 0, token, size: 0 };
+      queueMicrotask(() => void bus.onMessage({ kind: 'response', name: 'GET_DEVICES', body }, header));
+    },
+    giveDescriptor: () => 'EBUSY' as const,
+  };
+  const bus = new RemoteBus(peer, new FakeClock(), () => {});
+  await bus.enumerate();
+  return [...bus.devices];
+}
+
+test('a list of devices is bounded, and one that contradicts its request is not believed', async () => {
+  const all = await listed((offset, count) => ({ nextOffset: offset + count > 0xffff ? 0 : offset + count, count }));
+  assert.equal(all.length, limits.devicesPerBus);
+  assert.deepEqual(await listed(() => ({ nextOffset: 0, count: 3 })), [0, 1, 2]);
+  assert.deepEqual(await listed((_, count) => ({ nextOffset: 0, count: count + 1 })), [], 'more than was asked for');
+  assert.deepEqual(await listed((offset) => ({ nextOffset: Math.max(1, offset), count: 1 })), [], 'no end');
+});

@@ -143,15 +143,7 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
       epoch: this.#epoch,
       peer: session?.peer ?? null,
       counters: { ...this.#counters },
-      channel:
-        session === undefined
-          ? null
-          : {
-              dialect: this.#o.dialect.spec.name,
-              maxMessageSizeBytes: session.connection.maxMessageSize,
-              slotBytes: session.connection.port.slotBytes,
-              backlogMessages: session.channel.backlogLength,
-            },
+      channel: session?.channel.snapshot() ?? null,
       // The memory that its devices use belongs to the guests of other buses.
       shares: noShares,
       regions: 0,

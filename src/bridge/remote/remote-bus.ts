@@ -1,7 +1,10 @@
 import type { SharedMemory } from '../../device/shared-memory.ts';
+import { listDevices } from '../../guest/device-list.ts';
 import type { Clock, Timer } from '../../kit/clock.ts';
-import { type ErrnoName, errno, errnoName } from '../../kit/errno.ts';
+import { type ErrnoName, errno } from '../../kit/errno.ts';
+import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
+import { errnoName } from '../../libc/errno.ts';
 import {
   type BusEvent,
   type BusRequest,
@@ -25,8 +28,6 @@ interface Waiting {
 
 /** The far side may let I/O end first. */
 const removalTimeoutMs = limits.regionRemovalTimeoutMs + limits.requestTimeoutMs;
-const windowDevices = 256;
-const windowsMax = 256;
 const tokenMax = 0xffff;
 
 /**
@@ -67,17 +68,19 @@ export class RemoteBus implements MemoryPath {
     return this.#present;
   }
 
-  /** Reads the list of devices; from then on events keep it. */
+  /** Reads the list of devices; from then on events keep it. A side whose list makes no sense has its events only. */
   async enumerate(): Promise<void> {
-    let offset = 0;
-    for (let i = 0; i < windowsMax; i++) {
-      const answer = await this.busRequest('GET_DEVICES', { offset, count: windowDevices });
-      if (typeof answer === 'string') return;
-      const { count, bitmap, nextOffset } = answer;
-      for (let at = 0; at < count; at++) if (bitmap[at >>> 3]! & (1 << (at & 7))) this.#present.add(offset + at);
-      if (nextOffset <= offset) return;
-      offset = nextOffset;
-    }
+    const ask = async (window: Parameters<Parameters<typeof listDevices>[1]>[0]) => {
+      const answer = await this.busRequest('GET_DEVICES', window);
+      if (typeof answer === 'string') throw new VmsgError('unavailable', `GET_DEVICES failed with ${answer}`);
+      return answer;
+    };
+    const listed = await listDevices(this.peer.maxMessageSize, ask).catch(() => []);
+    for (const device of listed) this.#addPresent(device);
+  }
+
+  #addPresent(device: number): void {
+    if (!this.#closed && this.#present.size < limits.devicesPerBus) this.#present.add(device);
   }
 
   /** Registers the stand-in of a device. */
@@ -195,7 +198,7 @@ export class RemoteBus implements MemoryPath {
       return true;
     }
     const { device, state } = event.body;
-    if (state === deviceAdded && this.#present.size < limits.devicesPerBus) this.#present.add(device);
+    if (state === deviceAdded) this.#addPresent(device);
     else if (state === deviceRemoved) {
       this.#present.delete(device);
       this.#devices.get(device)?.onGone(`device ${device} was removed by the side that serves it`);

@@ -22,6 +22,14 @@ export interface RemoteDeviceHooks {
   onGone(reason: string): void;
 }
 
+/** @throws VmsgError unavailable, backend-busy */
+function checkFree(bus: RemoteBus, number: number): void {
+  if (!bus.has(number)) throw new VmsgError('unavailable', `the serving side has no device ${number}`);
+  if (bus.isClaimed(number)) {
+    throw new VmsgError('backend-busy', `device ${number} of the serving side is attached already`);
+  }
+}
+
 /** A device that another guest or bridge serves: messages are relayed, memory is passed on. */
 export class RemoteDevice implements ServedDevice, RemoteEvents {
   readonly deviceType: number;
@@ -58,17 +66,15 @@ export class RemoteDevice implements ServedDevice, RemoteEvents {
 
   /** @throws VmsgError unavailable, backend-busy */
   static async open(bus: RemoteBus, number: number, clock: Clock, hooks: RemoteDeviceHooks): Promise<RemoteDevice> {
-    if (!bus.has(number)) throw new VmsgError('unavailable', `the serving side has no device ${number}`);
-    if (bus.isClaimed(number))
-      throw new VmsgError('backend-busy', `device ${number} of the serving side is attached already`);
+    checkFree(bus, number);
     const result = await new Promise<RemoteResult<TransportResponse>>((resolve) => {
       bus.request(number, { kind: 'request', name: 'GET_DEVICE_INFO', body: {} }, resolve);
     });
     if (typeof result === 'string' || result.name !== 'GET_DEVICE_INFO') {
       throw new VmsgError('unavailable', `device ${number} did not describe itself (${String(result)})`);
     }
-    if (bus.isClaimed(number))
-      throw new VmsgError('backend-busy', `device ${number} of the serving side is attached already`);
+    // It may have gone, or been taken, while it was asked.
+    checkFree(bus, number);
     const queues = Math.min(result.body.maxVirtqueues, limits.queuesPerDevice);
     return new RemoteDevice(bus, number, { type: result.body.deviceId, queues }, clock, hooks);
   }
