@@ -7,9 +7,9 @@ import { BlkDriver, type BlkOptions, connect } from '../../src/guest/index.ts';
 import { feature } from '../../src/virtio/features.ts';
 import { SeededRandom } from '../support/random.ts';
 import { ServiceHome, type ServiceProcess } from '../support/service-process.ts';
+import { contentOf, imageProblem, VersionedLoad } from '../support/versioned-load.ts';
 
 const kills = 50;
-const blockBytes = 4096;
 const blocks = 256;
 /** One bus for each way to notify and each ring layout. */
 const drivers = {
@@ -31,68 +31,13 @@ const imageOf = (bus: string): string => join(home.directory, `${bus}.img`);
 
 let service: ServiceProcess;
 before(async () => {
-  for (const bus of buses) writeFileSync(imageOf(bus), Buffer.alloc(blocks * blockBytes));
+  for (const bus of buses) writeFileSync(imageOf(bus), Buffer.alloc(blocks * contentOf(0, 1).length));
   service = await home.start();
 });
 after(async () => {
   await service.kill();
   home.remove();
 });
-
-const contentOf = (block: number, version: number): Uint8Array => {
-  const words = new Uint32Array(blockBytes / 4);
-  for (let i = 0; i < words.length; i++) words[i] = Math.imul(block * 65537 + version, i + 1);
-  return new Uint8Array(words.buffer);
-};
-
-/**
- * Writes ever newer versions of blocks, several blocks at a time, each version right after the acknowledgement of the
- * one before: a request that is done again after its acknowledgement brings an old version back.
- */
-class VersionedLoad {
-  readonly versions = new Array<number>(blocks).fill(0);
-  submitted = 0;
-  acknowledged = 0;
-  #going = true;
-  readonly #blk: BlkDriver;
-
-  constructor(blk: BlkDriver) {
-    this.#blk = blk;
-  }
-
-  stop(): void {
-    this.#going = false;
-  }
-
-  async run(lane: number, lanes: number, random: SeededRandom): Promise<void> {
-    while (this.#going) {
-      const block = lane + lanes * random.below(blocks / lanes);
-      const version = this.versions[block]! + 1;
-      this.submitted += 1;
-      if (random.below(4) === 0) {
-        const found = await this.#blk.read(block * (blockBytes / 512), blockBytes);
-        assert.deepEqual(found, this.#expected(block), `block ${block} has version ${version - 1}`);
-      } else {
-        await this.#blk.write(block * (blockBytes / 512), contentOf(block, version));
-        this.versions[block] = version;
-      }
-      this.acknowledged += 1;
-      if (random.below(8) === 0) await this.#blk.flush();
-    }
-  }
-
-  #expected(block: number): Uint8Array {
-    const version = this.versions[block]!;
-    return version === 0 ? new Uint8Array(blockBytes) : contentOf(block, version);
-  }
-
-  check(image: Uint8Array): void {
-    for (let block = 0; block < blocks; block++) {
-      const found = image.subarray(block * blockBytes, (block + 1) * blockBytes);
-      assert.deepEqual(new Uint8Array(found), this.#expected(block), `block ${block} of the file`);
-    }
-  }
-}
 
 test(`the service is killed ${kills} times; guests resume, nothing acknowledged is lost or done twice`, async (t) => {
   const guests = await Promise.all(
@@ -106,8 +51,8 @@ test(`the service is killed ${kills} times; guests resume, nothing acknowledged 
       const [number = 0] = await bus.devices();
       const blk = await BlkDriver.open(bus, number, { ...drivers[name], depth: 16 });
       assert.equal(blk.device.features.has(feature.RING_PACKED), name === 'packed');
-      const load = new VersionedLoad(blk);
-      const running = Promise.all(Array.from({ length: 8 }, (_, i) => load.run(i, 8, new SeededRandom(i + 1))));
+      const load = new VersionedLoad(blk, blocks);
+      const running = load.run(8);
       return { bus, load, running, resumes: () => resumed };
     }),
   );
@@ -126,7 +71,7 @@ test(`the service is killed ${kills} times; guests resume, nothing acknowledged 
   for (const [i, { bus, load, resumes }] of guests.entries()) {
     assert.equal(load.acknowledged, load.submitted, 'every request completed once');
     assert.equal(resumes(), kills);
-    load.check(readFileSync(imageOf(buses[i]!)));
+    assert.equal(imageProblem(readFileSync(imageOf(buses[i]!)), load.versions), undefined);
     t.diagnostic(`${buses[i]}: ${load.acknowledged} requests, ${resumes()} resumes`);
     bus.close();
   }
