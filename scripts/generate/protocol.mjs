@@ -10,6 +10,16 @@ import {
   rings,
   welcome,
 } from '../../dist/src/virtio-msg/loopback-handshake.js';
+import {
+  aliveByte,
+  backendDeviceNodes,
+  backendNodes,
+  backendPath,
+  frontendNodes,
+  frontendPath,
+  xenBusVersion,
+  xenbusState,
+} from '../../dist/src/virtio-msg/xen-bus.js';
 
 const cell = (text) => text.replaceAll('|', '\\|');
 const hex = (id) => `0x${id.toString(16).padStart(2, '0')}`;
@@ -38,6 +48,7 @@ const about = {
   REGION_DEL: ['guest', 'Takes memory back; the response comes when nothing uses it any more.'],
   QUEUE_NOTIFY: ['guest', 'Moves the notifications of one virtqueue from messages to descriptors or ports, or back.'],
   DEVICE_BIND: ['service', 'To a guest that serves devices: whose memory the addresses of a device mean.'],
+  GRANT_RELEASE: ['guest', 'Wants to end grants that may still be mapped; the response comes when they are not.'],
   SHM_OPEN: ['guest', 'Asks for the memory behind a shared memory region of a device.'],
   FAILURE: ['service', 'A request will have no response. Its device, token, id and type say which one.'],
 };
@@ -157,8 +168,8 @@ function renderBridge() {
   return `${origin('src/virtio-msg/bus-messages.ts')}# Bus messages of this bridge
 
 virtio-msg leaves the ids from \`${hex(idImplementationDefined)}\` on to the implementation of a bus. These are the ones of this project, bus
-messages with the [header](virtio-msg-d5.md#header) of every message. What they do on the loopback bus, and which
-errors they give, is in [loopback.md](loopback.md). Reserved fields are sent as zero.
+messages with the [header](virtio-msg-d5.md#header) of every message. What they do, and which errors they give, is in
+[loopback.md](loopback.md) and [xen-bus.md](xen-bus.md). Reserved fields are sent as zero.
 
 ## Messages
 
@@ -186,8 +197,56 @@ ${table(['Type', 'Packet', 'Sent by', 'Descriptors attached', 'For'], rows)}
 ${sections.join('\n')}`;
 }
 
+const nodeTable = (nodes) =>
+  table(
+    ['Node', 'Meaning'],
+    Object.entries(nodes).map(([name, meaning]) => [`\`${name}\``, cell(meaning)]),
+  );
+
+const stateName = (key) => key[0].toUpperCase() + key.slice(1);
+
+function renderXenstore() {
+  const frontend = frontendPath('<domid>', '<index>');
+  const backend = backendPath('<service>', '<domid>', '<index>');
+  return `${origin('src/virtio-msg/xen-bus.ts')}# Nodes of a Xen bus in xenstore
+
+What a service and its guest write for one [Xen bus](xen-bus.md), version ${xenBusVersion}. Every number is decimal without leading
+zeros; a flag is 1 where it is set and else absent; the parts of a list are separated by one blank.
+
+## Directory of the service
+
+\`${backend}\`, written by the service, read by the guest.
+
+${nodeTable(backendNodes)}
+### Devices whose memory another domain maps
+
+\`${backend}/device/<number>\`, written by the service.
+
+${nodeTable(backendDeviceNodes)}
+## Directory of the guest
+
+\`${frontend}\`, made by the service and owned by the guest.
+
+${nodeTable(frontendNodes)}
+## Values of a state node
+
+${table(
+  ['Value', 'State'],
+  Object.entries(xenbusState).map(([key, value]) => [value, stateName(key)]),
+)}
+## Alive bytes
+
+Bytes of the first page of the ring to the service, within the part of the ring's header that is otherwise unused.
+
+${table(
+  ['Byte', 'Cleared when this side ends'],
+  Object.entries(aliveByte).map(([side, byte]) => [byte, side]),
+)}`;
+}
+
 export const outputs = [
   { path: 'docs/protocol/virtio-msg-d5.md', render: renderMessages },
   { path: 'docs/protocol/bridge.md', render: renderBridge },
   { path: 'docs/protocol/handshake.md', render: renderHandshake },
+  { path: 'docs/protocol/xenstore.md', render: renderXenstore },
 ];

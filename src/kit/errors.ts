@@ -38,6 +38,8 @@ export const errorRegistry = {
     'The device number is taken',
     'Choose another number, or leave it out to get a free one.',
   ),
+  'bus-index-taken': row(409, 'The index is taken', 'Choose another index: a domain has one bus for each.'),
+  'domain-taken': row(409, 'The Xen domain is taken', 'Use the domain named in `detail`.'),
   'backend-busy': row(409, 'The backend is attached already', 'Detach it first, or define a second backend.'),
   'precondition-failed': row(412, 'The object has changed', 'Read it again and repeat with its new ETag.'),
   'payload-too-large': row(413, 'The body is too large', 'Send at most the size that `detail` names.'),
@@ -55,6 +57,11 @@ export const errorRegistry = {
   'device-failed': row(500, 'The device needs a reset', 'Reset the device and look at its backend.', true),
   'io-error': row(500, 'The device reported an I/O error', 'Look at the backend and its storage.'),
   'system-call': row(500, 'A system call failed', '`detail` names the call and its errno.'),
+  'hypervisor-call': row(
+    500,
+    'A call of the hypervisor failed',
+    '`detail` names the call, the domain, the reference and the errno.',
+  ),
 } as const satisfies Record<string, ErrorSpec>;
 
 export type ErrorCode = keyof typeof errorRegistry;

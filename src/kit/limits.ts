@@ -44,6 +44,23 @@ export const limits = {
   remoteRequests: 1024,
   /** Bytes that a backend keeps beside the state of its device. */
   backendMemoryMaxBytes: 64,
+  /** Memory of ours that one device on the shadow path copies through, its rings included. */
+  shadowMemoryBytes: 16 * 1024 ** 2,
+  /** Entries of one ring towards the serving side, and of all rings of one device together. */
+  shadowRingEntries: 256,
+  shadowRingEntriesTotal: 2048,
+  /** Requests of one queue that the shadow path takes before it has completed any. */
+  shadowInFlightRequests: 128,
+  /** Configuration space of a device on the shadow path; a device record keeps no more. */
+  shadowConfigMaxBytes: 1024,
+  /** Configuration of the serving side is read this long after it said that it changed: changes in between are one. */
+  shadowConfigReadMs: 20,
+  /** When the service ends, requests that the serving side has get this long before they are taken back. */
+  shadowDrainMs: 1_000,
+  /** Guests of a bus wait this long at a start for devices that other guests serve and that resume. */
+  resumeHoldMs: 10_000,
+  /** Memory that a serving side has not given back after this long is reported as stuck, and it is told again this often. */
+  shareStuckMs: 3_000,
   /** Two queues a port and two for control messages are at most `queuesPerDevice`. */
   consolePortsMax: 31,
   consolePortNameMaxBytes: 64,
@@ -119,7 +136,26 @@ export const limits = {
   guestReconnectDelayMaxMs: 250,
   /** Doorbell packets discarded at a time; there is seldom another, and looking for it costs a system call. */
   guestDoorbellReads: 1,
+  /** Time in which a bus of Xen has to appear, and to be offered to this guest. */
+  guestXenOfferTimeoutMs: 5_000,
+  /** Offers answered in one attempt to connect; the service may withdraw one when it restarts. */
+  guestXenOfferAttempts: 4,
+  /** Time the service gets to let go of what this guest shared. */
+  guestXenCloseTimeoutMs: 2_000,
+  guestRingDefaultPages: 4,
+  /** Pages that memory made of grants grows by at least, and has at most. */
+  guestGrantChunkPages: 64,
+  guestGrantMaxPages: 16_384,
+  /** Chunks looked through for consecutive references before an allocation fails. */
+  guestGrantAttempts: 4,
   admittedUidsPerBus: 64,
+  /** Time that the toolstack gets to end a domain. */
+  domainDestroyTimeoutMs: 30_000,
+  /** Xen buses of one domain. */
+  busesPerDomain: 32,
+  /** Memory that the guest of one Xen bus may share as regions; a guest has 32768 grants. */
+  poolMinBytes: 4096,
+  poolMaxBytes: 64 * 1024 ** 2,
   /** `sun_path` holds 108 bytes, the last one is zero. */
   unixSocketPathMaxBytes: 107,
   /** Operations that wait for their turn on one object. */
@@ -139,6 +175,48 @@ export const limits = {
   apiTokenFileMaxBytes: 4096,
   /** Time to find out whether another service answers on a socket. */
   socketProbeTimeoutMs: 2_000,
+  /** Grant references that one call maps or shares. */
+  grantMapMaxPages: 16_384,
+  /** Event channels of one lane or guest process; domains have 131071 of them. */
+  eventChannelsMax: 4096,
+  /** Events taken from the kernel before others get their turn. */
+  eventBatchPorts: 128,
+  /** Payload of one message of xenstore's protocol (public/io/xs_wire.h). */
+  xenstoreValueMaxBytes: 4096,
+  xenstorePathMaxBytes: 3072,
+  /** Names of one directory that are looked at. */
+  xenstoreDirectoryNames: 32_768,
+  xenstoreTransactionTries: 32,
+  /** Watches of one connection; xenstored allows a guest 128. */
+  xenstoreWatches: 2048,
+  /** Running domains whose names are known; each takes two watches. */
+  xenDomainsMax: 1000,
+  /** Watch events taken before others get their turn. */
+  xenstoreBatchEvents: 128,
+  /** Pages of one ring of a Xen bus. */
+  xenRingMaxPages: 16,
+  /** Offers to a guest that keeps leaving: so many at once, then one more after each interval. */
+  xenOfferBurst: 4,
+  xenOfferIntervalMs: 250,
+  /** Looks at the state of a guest that keeps changing it. */
+  xenLookBurst: 16,
+  xenLookIntervalMs: 50,
+  /** A guest's directory that was removed is made again after this long, if its domain still runs. */
+  xenDirectoryPauseMs: 1_000,
+  /** Pools and event channels that one guest has mapped and bound, a pool once for each of these pages. */
+  xenWorkBurst: 1024,
+  xenWorkIntervalMs: 10,
+  xenWorkPages: 256,
+  /** Event channels of the queues of one bus. */
+  xenQueuePortsPerBus: 1024,
+  /** Pages of one descriptor that names grants: 4 MiB at any offset. */
+  grantRunMaxPages: 1025,
+  /** Pages of one bus that are mapped through descriptors at a time. */
+  grantMappedMaxPages: 16_384,
+  /** Pages of one bus that stay mapped between descriptors (feature-persistent). */
+  grantCacheMaxPages: 4096,
+  /** GRANT_RELEASE requests that wait for I/O. */
+  grantReleasesWaiting: 64,
   configFileMaxBytes: 4 * 1024 * 1024,
   storeFileMaxBytes: 64 * 1024 * 1024,
 } as const;

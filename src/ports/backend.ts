@@ -16,6 +16,8 @@ export interface BackendDescription {
    * finds them as it left them: the bridge writes them again with `writeConfig`, before `activate`.
    */
   readonly driverConfig?: readonly { readonly offset: number; readonly length: number }[];
+  /** False: single queues cannot be reset (RING_RESET is not offered); true by default. */
+  readonly queueReset?: boolean;
   /** Requests of one queue that the backend takes before it has completed any. */
   readonly maxInFlight: number;
 }
@@ -69,10 +71,11 @@ export interface Backend {
   /**
    * The queue stops. Requests of it that wait for somebody else, such as receive buffers, are released before this
    * returns; what is being carried out is completed as usual. A backend without it never waits for anybody.
+   * @param finish the driver still waits for answers: a backend that cannot tell the two apart may wait a little
    */
-  cancel?(queue: number): void;
-  /** Applies a driver's write to the configuration space in full, or refuses it in full. */
-  writeConfig(offset: number, data: Uint8Array): boolean;
+  cancel?(queue: number, finish: boolean): void;
+  /** Applies a driver's write to the configuration space in full, or refuses it in full; the next call comes after. */
+  writeConfig(offset: number, data: Uint8Array): boolean | Promise<boolean>;
   /** The device was reset; all requests are completed. */
   deactivate(): void;
   /** Releases everything; resolves when nothing of it touches guest memory or files any more. */

@@ -1,4 +1,5 @@
 import type { ErrnoName } from '../kit/errno.ts';
+import type { AddressSpace } from './memory.ts';
 
 /** The frame transport of one bus connection, whatever carries it: a ring, FF-A registers, a simulator. */
 export interface BusPort {
@@ -22,8 +23,14 @@ export interface CallTarget {
 
 /** What a guest has handed over beside its messages, by reference: descriptors on loopback, grants on Xen. */
 export interface GuestResources {
-  /** Maps memory; the reference is used up. */
-  openRegion(reference: number, offset: bigint, length: bigint, readOnly: boolean): GuestMemory | ErrnoName;
+  /** Maps memory; the reference is used up. @param domain whose memory it is, 0: that of the guest itself */
+  openRegion(
+    reference: number,
+    offset: bigint,
+    length: bigint,
+    readOnly: boolean,
+    domain: number,
+  ): GuestMemory | ErrnoName;
   /** Listens to a queue's kicks; the reference is used up. */
   openKick(reference: number, onKick: () => void): { close(): void } | ErrnoName;
   openCall(reference: number): CallTarget | ErrnoName;
@@ -31,13 +38,42 @@ export interface GuestResources {
   give(fd: number): number | ErrnoName;
   /** Ends a reference that a refused request named; one that is used up already is ignored. */
   discard(reference: number): void;
+  /** Memory that is mapped when a descriptor names it; undefined where the bus has no such thing. */
+  readonly grants?: GrantSpace;
 }
+
+/** Grants of one guest, used by address: bit 63 | first reference << 12 | offset (docs/protocol/xen-bus.md). */
+export interface GrantSpace extends AddressSpace {
+  /** Unmaps what is kept of these references; `done` with 0 or an errno, when nothing uses them any more or too late. */
+  release(first: number, count: number, done: (result: number) => void): void;
+  snapshot(): GrantSnapshot;
+  /** Takes no more translations; what is in use is unmapped with its last lease. */
+  close(): void;
+}
+
+/** Counts since the connection was made, and what is mapped now. */
+export interface GrantSnapshot {
+  readonly persistent: boolean;
+  /** Translations served by a mapping that was kept. */
+  readonly hits: number;
+  readonly misses: number;
+  /** Mappings given up to stay within the bound. */
+  readonly evictions: number;
+  /** Translations refused. */
+  readonly faults: number;
+  readonly mappedPages: number;
+}
+
+/** Names memory for a third party: a descriptor, or the grants of a domain (first directory page). */
+export type MemorySource =
+  | { readonly fd: number; readonly offset: bigint }
+  | { readonly domid: number; readonly reference: number };
 
 /** Mapped memory of a guest. */
 export interface GuestMemory {
   readonly bytes: Uint8Array;
   /** How others can map the same memory; undefined where it cannot be passed on. */
-  readonly source?: { readonly fd: number; readonly offset: bigint };
+  readonly source?: MemorySource;
   close(): void;
 }
 
@@ -69,11 +105,18 @@ export interface GuestConnection {
 }
 
 /** User and process of a guest, as the kernel tells. */
-export interface GuestIdentity {
+export interface ProcessIdentity {
   readonly pid: number;
   readonly uid: number;
   readonly gid: number;
 }
+
+/** A Xen domain, as the hypervisor tells. */
+export interface DomainIdentity {
+  readonly domid: number;
+}
+
+export type GuestIdentity = ProcessIdentity | DomainIdentity;
 
 /** What a transport reports to its bus. */
 export interface BusTransportHandler {
@@ -84,6 +127,20 @@ export interface BusTransportHandler {
   /** The guest is gone, or broke the protocol. Comes once for each `connected`, unless we closed the connection. */
   disconnected(reason: string): void;
   refused(peer: GuestIdentity | null, reason: string): void;
+  /** Something that the guest shares cannot be used: what, why, and what to check. The connection goes on. */
+  diagnosed(text: string): void;
+  /** The epoch that the next `admit` starts, for transports that offer it beforehand. */
+  readonly nextEpoch: bigint;
+  /** A transport has found that an earlier process used epochs up to this one: they never come again. */
+  epochUsed(epoch: bigint): void;
+}
+
+/** How the memory of a device's driver is reached by a domain that serves it. */
+export interface DevicePath {
+  /** Who maps it. */
+  readonly peerDomid: number;
+  /** direct: grants of the driver itself. */
+  readonly dataPath: 'direct';
 }
 
 /** Carries one bus: waits for guests, one at a time. */
@@ -91,6 +148,12 @@ export interface BusTransport {
   readonly state: 'listening' | 'handshake' | 'connected';
   /** Begins to let guests in. */
   start(handler: BusTransportHandler): void;
-  /** Idempotent. */
-  close(): void;
+  /** Idempotent. @param forget the bus ends for good: its traces outside this process are removed too */
+  close(forget?: boolean): void;
+  /**
+   * Tells the guest, before it hears of a device, that another domain maps the memory of its driver.
+   * @throws VmsgError
+   */
+  publishDevice?(device: number, path: DevicePath): void;
+  unpublishDevice?(device: number): void;
 }

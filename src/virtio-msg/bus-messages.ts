@@ -39,9 +39,15 @@ export const busRequests = {
       peer: u32(0, 'whose memory: 0 that of the guest who uses devices; a number to a guest who serves them'),
       area: u16(4, 'area id 1..0x7eff, chosen by the guest, unique in this epoch'),
       flags: u16(6, 'bit 0: read-only'),
-      reference: u32(8, 'loopback: index of a descriptor sent with DESCRIPTORS; Xen: first grant reference'),
-      reserved: u32(12, 'zero'),
-      offset: u64(16, 'where the region starts in what the reference names, a multiple of 4096'),
+      reference: u32(
+        8,
+        'loopback: index of a descriptor sent with DESCRIPTORS; Xen: grant reference of the first directory page',
+      ),
+      domain: u32(
+        12,
+        'Xen: to the service the domain that may map the grants, 0 for its own; from the service the one that granted. Else 0',
+      ),
+      offset: u64(16, 'where the region starts in what the reference names, a multiple of 4096; Xen: 0'),
       length: u64(24, 'bytes, a multiple of 4096'),
     }),
     response: result('REGION_ADD response'),
@@ -88,6 +94,19 @@ export const busRequests = {
       errno: i32(0, '0, or a Linux errno'),
       reference: u32(4, 'loopback: index of the descriptor that the service has sent with DESCRIPTORS'),
       length: u64(8, 'bytes'),
+    }),
+  },
+  /** Xen with persistent grants: the guest wants to end grants that the service may still have mapped. */
+  GRANT_RELEASE: {
+    id: 0x8d,
+    request: layout('GRANT_RELEASE request', ours('GRANT_RELEASE'), 8, {
+      first: u32(0, 'first grant reference'),
+      count: u32(4, 'references, consecutive'),
+    }),
+    response: layout('GRANT_RELEASE response', ours('GRANT_RELEASE'), 12, {
+      errno: i32(0, '0: none of them is mapped any more; or a Linux errno'),
+      first: u32(4, 'as asked'),
+      count: u32(8, 'as asked'),
     }),
   },
 } as const;
