@@ -27,6 +27,7 @@ export const linux = {
   FALLOC_FL_PUNCH_HOLE: 0x02,
   FALLOC_FL_ZERO_RANGE: 0x10,
   // sys/mman.h
+  PROT_NONE: 0,
   PROT_READ: 1,
   PROT_WRITE: 2,
   MAP_SHARED: 0x01,
@@ -55,6 +56,7 @@ export const linux = {
   // sys/socket.h
   AF_UNIX: 1,
   SOCK_STREAM: 1,
+  SOCK_DGRAM: 2,
   SOCK_SEQPACKET: 5,
   SOCK_NONBLOCK: 0o4000,
   SOCK_CLOEXEC: 0o2000000,

@@ -16,9 +16,9 @@ import {
   socketpairNative,
 } from './native.ts';
 
-export type SocketType = 'seqpacket' | 'stream';
+export type SocketType = 'seqpacket' | 'stream' | 'datagram';
 
-const typeNumbers = { seqpacket: linux.SOCK_SEQPACKET, stream: linux.SOCK_STREAM } as const;
+const typeNumbers = { seqpacket: linux.SOCK_SEQPACKET, stream: linux.SOCK_STREAM, datagram: linux.SOCK_DGRAM } as const;
 const newSocketFlags = linux.SOCK_CLOEXEC | linux.SOCK_NONBLOCK;
 
 /** Bytes of sun_path without its closing NUL (unix(7)). */
