@@ -53,7 +53,7 @@ export interface ServedDevice extends DeviceEndpoint {
   /** Requests completed and bytes moved since it was attached; null where others count them. */
   readonly work: { readonly requests: number; readonly bytes: number } | null;
   readonly recovery: 'resume' | 'reset';
-  readonly dataPath: 'direct' | 'relayed';
+  readonly dataPath: 'direct' | 'relayed' | 'shadow';
   queues(): { index: number; size: number; inFlight: number }[];
   /** Lets requests in flight complete towards the driver and takes no more. */
   suspend(done: () => void): void;

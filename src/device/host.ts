@@ -14,6 +14,7 @@ import type { DeviceLink, ServedDevice, SharedDeviceMemory } from './endpoint.ts
 import type { DeviceModel, DeviceState } from './model.ts';
 import { QueueRunner } from './queue-runner.ts';
 import type { DeviceRecovery } from './recovery.ts';
+import { restoredConfig } from './restored-config.ts';
 import { type DeviceEffect, type DeviceInput, initialState, isRunning, step } from './state.ts';
 
 export interface DeviceHostOptions {
@@ -22,6 +23,8 @@ export interface DeviceHostOptions {
   readonly scheduler: Scheduler;
   readonly clock: Clock;
   readonly recovery: DeviceRecovery | undefined;
+  /** How data reaches the backend; `direct` by default. */
+  readonly dataPath?: 'direct' | 'shadow';
   /** Status or reason changed; for the event stream. */
   readonly onStatus: (status: number, reason: string | null) => void;
 }
@@ -39,7 +42,7 @@ interface PendingRequest {
  */
 export class DeviceHost implements ServedDevice, BackendHost {
   readonly recovery = 'resume';
-  readonly dataPath = 'direct';
+  readonly dataPath: 'direct' | 'shadow';
   readonly #o: DeviceHostOptions;
   #model: DeviceModel;
   #state: DeviceState;
@@ -61,6 +64,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
 
   constructor(options: DeviceHostOptions) {
     this.#o = options;
+    this.dataPath = options.dataPath ?? 'direct';
     this.#model = options.model;
     this.#state = initialState(options.model, options.backend.description.config);
   }
@@ -110,25 +114,14 @@ export class DeviceHost implements ServedDevice, BackendHost {
       recovery?.clear();
       return;
     }
-    const config = this.#restoredConfig(saved.savedConfig);
+    const refused = (reason: string): void => this.failed(reason);
+    const config = restoredConfig(this.#o.backend, this.#state.config, saved.savedConfig, refused);
     this.#kept = saved.kept;
     this.#setState({ ...saved.state, config });
     if (!isRunning(saved.state)) return;
     this.#activate();
     for (const [index, queue] of saved.state.queues.entries()) if (queue.enabled) this.#suspended.add(index);
     if (Buffer.compare(saved.savedConfig, config) !== 0) this.configChanged(0, config);
-  }
-
-  /** The configuration of the backend, with what a driver had written to it where the backend takes that again. */
-  #restoredConfig(saved: Uint8Array): Uint8Array {
-    const { backend } = this.#o;
-    const config = this.#state.config.slice();
-    for (const { offset, length } of backend.description.driverConfig ?? []) {
-      const written = saved.slice(offset, offset + length);
-      const differs = Buffer.compare(written, config.subarray(offset, offset + length)) !== 0;
-      if (differs && backend.writeConfig(offset, written)) config.set(written, offset);
-    }
-    return config;
   }
 
   /** What this driver sees of the device. */
@@ -284,9 +277,22 @@ export class DeviceHost implements ServedDevice, BackendHost {
         this.#resetForDriver();
         return;
       case 'write-config':
-        this.#feed({ kind: 'config-written', accepted: this.#o.backend.writeConfig(effect.offset, effect.data) });
+        this.#writeConfig(effect.offset, effect.data);
         return;
     }
+  }
+
+  #writeConfig(offset: number, data: Uint8Array): void {
+    const accepted = this.#o.backend.writeConfig(offset, data);
+    if (typeof accepted === 'boolean') {
+      this.#feed({ kind: 'config-written', accepted });
+      return;
+    }
+    const asked = this.#current;
+    void accepted.then((taken) => {
+      // Another request may have taken its place.
+      if (asked !== undefined && this.#current === asked) this.#feed({ kind: 'config-written', accepted: taken });
+    });
   }
 
   /** Starting the queues may have failed the device since the response was made. */
@@ -321,7 +327,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
     }
     const owner = {
       handle: (request: BackendRequest) => this.#o.backend.handle(this.#counted(request)),
-      cancel: (queueIndex: number) => this.#o.backend.cancel?.(queueIndex),
+      cancel: (queueIndex: number, finish: boolean) => this.#o.backend.cancel?.(queueIndex, finish),
       notifyUsed: (queueIndex: number) => this.#link?.used(queueIndex),
       faulted: (queueIndex: number, fault: QueueFault) => this.failed(`queue ${queueIndex}: ${fault.detail}`),
     };

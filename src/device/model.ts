@@ -44,7 +44,6 @@ const bridgeFeatures = [
   feature.EVENT_IDX,
   feature.RING_PACKED,
   feature.IN_ORDER,
-  feature.RING_RESET,
   feature.NOTIFICATION_DATA,
 ];
 /** Linux drivers take only devices with exactly 64 feature bits. */
@@ -52,8 +51,8 @@ const featureBlocksMin = 2;
 
 /** The device that a backend describes. */
 export function deviceModel(description: BackendDescription, maxMessageSize: number): DeviceModel {
-  const { deviceType, vendorId, uuid, featureBits, queueSizes } = description;
-  const offered = FeatureSet.of(...bridgeFeatures, ...featureBits);
+  const { deviceType, vendorId, uuid, featureBits, queueSizes, queueReset = true } = description;
+  const offered = FeatureSet.of(...bridgeFeatures, ...(queueReset ? [feature.RING_RESET] : []), ...featureBits);
   return {
     deviceType,
     vendorId,

@@ -7,8 +7,8 @@ import { type Chain, type DeviceQueue, QueueFault } from '../virtio/queue.ts';
 export interface QueueRunnerOwner {
   /** Hands a request to the backend. */
   handle(request: BackendRequest): void;
-  /** Asks the backend to release what it only keeps. */
-  cancel(queue: number): void;
+  /** Asks the backend to release what it only keeps. @param finish what is completed still reaches the driver */
+  cancel(queue: number, finish: boolean): void;
   /** The driver wants to know about used buffers. */
   notifyUsed(queue: number): void;
   faulted(queue: number, fault: QueueFault): void;
@@ -174,7 +174,7 @@ export class QueueRunner {
       earlier?.();
       done();
     };
-    if (this.#inFlight > 0) this.#owner.cancel(this.#queue.index);
+    if (this.#inFlight > 0) this.#owner.cancel(this.#queue.index, this.#mode === 'draining');
     this.#endWhenIdle();
   }
 

@@ -3,7 +3,7 @@ import { type ErrnoName, errno } from '../kit/errno.ts';
 import { VmsgError } from '../kit/errors.ts';
 import type { Scheduler } from '../kit/scheduler.ts';
 import { Mapping } from '../libc/mapping.ts';
-import type { GuestConnection } from '../ports/bus.ts';
+import type { GrantSnapshot, GuestConnection } from '../ports/bus.ts';
 import {
   type BusEvent,
   type BusRequest,
@@ -74,7 +74,7 @@ export class BusSession implements ChannelHandler {
     const channel = this.#channel;
     const { connection } = this.#o;
     return {
-      space: this.memory.areasOf(peer)!.spaceFor(device),
+      space: this.memory.spaceFor(peer, device),
       memory: this.memory,
       maxMessageSize: connection.maxMessageSize,
       outOfBandKicks: connection.outOfBandKicks,
@@ -103,6 +103,11 @@ export class BusSession implements ChannelHandler {
 
   channelSnapshot(): ChannelSnapshot {
     return this.#channel.snapshot();
+  }
+
+  /** Grants mapped on demand; null where the bus has none. */
+  grants(): GrantSnapshot | null {
+    return this.#o.connection.resources.grants?.snapshot() ?? null;
   }
 
   deviceAdded(deviceNumber: number): void {
@@ -173,6 +178,19 @@ export class BusSession implements ChannelHandler {
         const known = this.#o.devices.has(device);
         const result = known ? (this.#o.onBind?.(device, peer) ?? errno.EOPNOTSUPP) : errno.ENODEV;
         this.#sendResult('DEVICE_BIND', token, result);
+        return;
+      }
+      case 'GRANT_RELEASE': {
+        const { first, count } = request.body;
+        const answer = (result: number): void =>
+          this.#channel.send(
+            { kind: 'response', name: 'GRANT_RELEASE', body: { errno: result, first, count } },
+            0,
+            token,
+          );
+        const { grants } = this.#o.connection.resources;
+        if (grants === undefined) answer(errno.EOPNOTSUPP);
+        else grants.release(first, count, answer);
         return;
       }
       case 'SHM_OPEN':

@@ -3,18 +3,30 @@ import { type ErrnoName, errno } from '../kit/errno.ts';
 import { limits } from '../kit/limits.ts';
 import type { Closable } from '../kit/scope.ts';
 import type { GuestMemory, GuestResources } from '../ports/bus.ts';
+import { asDomid, asGrantRef } from '../ports/hypervisor.ts';
+import { type AddressSpace, TranslateFault } from '../ports/memory.ts';
 import { type BusRequest, regionReadOnly } from '../virtio-msg/bus-messages.ts';
-import { AreaTable } from './area-table.ts';
+import { isGrantAddress } from '../virtio-msg/xen-bus.ts';
+import { AreaTable, type AreaUser } from './area-table.ts';
 
 type RegionAdd = Extract<BusRequest, { name: 'REGION_ADD' }>['body'];
 type RegionDel = Extract<BusRequest, { name: 'REGION_DEL' }>['body'];
 
-/** A region of a guest, for those who pass it on. */
-export interface SharedRegion {
-  readonly area: number;
-  readonly readOnly: boolean;
-  readonly memory: GuestMemory;
+/** Memory that a guest has granted to another domain than ours. */
+export interface ForeignMemory {
+  /** Who may map it. */
+  readonly domid: number;
+  /** Grant reference of the first directory page. */
+  readonly reference: number;
+  /** Bytes. */
+  readonly length: bigint;
 }
+
+/** A region of a guest, for those who pass it on: mapped here, or only named. */
+export type SharedRegion = { readonly area: number; readonly readOnly: boolean } & (
+  | { readonly memory: GuestMemory; readonly foreign?: undefined }
+  | { readonly memory?: undefined; readonly foreign: ForeignMemory }
+);
 
 /** Someone who passes the guest's memory on to a device elsewhere. */
 export interface RegionWatcher {
@@ -57,6 +69,39 @@ export class SharedMemory {
     return table;
   }
 
+  /** Addresses as the driver of this peer gives them to a device: areas and, where the bus has them, grants. */
+  spaceFor(peer: number, user: AreaUser): AddressSpace {
+    const areas = this.areasOf(peer)!;
+    const inAreas = areas.spaceFor(user);
+    const grants = this.#byPeer ? undefined : this.#resources.grants;
+    return {
+      translate: (hi, lo, length, access, out) => {
+        if (grants !== undefined && isGrantAddress(hi)) return grants.translate(hi, lo, length, access, out);
+        const lease = inAreas.translate(hi, lo, length, access, out);
+        return lease instanceof TranslateFault ? this.#explain(hi, lo, lease) : lease;
+      },
+    };
+  }
+
+  /** Says more about an address that no area has. */
+  #explain(hi: number, lo: number, fault: TranslateFault): TranslateFault {
+    const address = `0x${hi.toString(16).padStart(8, '0')}${lo.toString(16).padStart(8, '0')}`;
+    if (isGrantAddress(hi)) {
+      const why = this.#byPeer ? 'devices that another domain serves use pools only' : 'this bus has none';
+      return new TranslateFault(`${address} names a grant: ${why}`);
+    }
+    const foreign = this.#shared.get(hi >>> 16)?.foreign;
+    if (foreign !== undefined) {
+      return new TranslateFault(
+        `${address} lies in area ${hi >>> 16}, which is granted to domain ${foreign.domid} only`,
+      );
+    }
+    if (this.#byPeer || this.#resources.grants === undefined || this.#shared.size > 0) return fault;
+    return new TranslateFault(
+      `the guest shares no pool and ${address} is no grant address: its driver has to add a pool (REGION_ADD), or to grant its buffers and set bit 63`,
+    );
+  }
+
   /** @param done with 0 or an errno, once every watcher has it as well */
   add(body: RegionAdd, done: (result: number) => void): void {
     const region = this.#open(body);
@@ -65,23 +110,42 @@ export class SharedMemory {
       return;
     }
     if (!this.#byPeer) this.#shared.set(region.area, region);
-    this.#tellAll((watcher, told) => watcher.regionAdded(region, told), done);
+    this.#tellAll(
+      (watcher, told) => watcher.regionAdded(region, told),
+      (result) => {
+        // Nobody holds a foreign region that was refused; its area is free again.
+        const refused = result !== 0 && region.foreign !== undefined;
+        if (refused && this.#shared.get(region.area) === region) this.#shared.delete(region.area);
+        done(result);
+      },
+    );
   }
 
   #open(body: RegionAdd): SharedRegion | ErrnoName {
     const { area, flags, offset, length } = body;
     const aligned = offset % 4096n === 0n && length % 4096n === 0n && offset < 1n << 52n;
-    const wellFormed = body.reserved === 0 && (flags & ~regionReadOnly) === 0 && aligned && area < ownAreaFirst;
+    const wellFormed = (flags & ~regionReadOnly) === 0 && aligned && area < ownAreaFirst;
     // Where several peers are told apart, 0 is nobody.
     const areas = this.#byPeer && body.peer === 0 ? undefined : this.areasOf(body.peer);
     if (!wellFormed || areas === undefined || length > BigInt(limits.regionMaxBytes)) return 'EINVAL';
-    const refused = areas.check(area, Number(length));
+    const refused = this.#shared.has(area) ? 'EEXIST' : areas.check(area, Number(length));
     if (refused !== undefined) return refused;
     const readOnly = (flags & regionReadOnly) !== 0;
-    const memory = this.#resources.openRegion(body.reference, offset, length, readOnly);
+    if (body.domain !== 0 && this.#resources.grants === undefined) return 'EOPNOTSUPP';
+    if (body.domain !== 0 && !this.#byPeer) return this.#openForeign(body, readOnly);
+    const memory = this.#resources.openRegion(body.reference, offset, length, readOnly, body.domain);
     if (typeof memory === 'string') return memory;
     areas.add(area, memory, readOnly);
     return { area, readOnly, memory };
+  }
+
+  /** Memory that another domain maps: passed on to whoever serves devices there. */
+  #openForeign({ area, domain, reference, offset, length }: RegionAdd, readOnly: boolean): SharedRegion | ErrnoName {
+    if (this.#watchers.size === 0) return 'EOPNOTSUPP';
+    const domid = asDomid(domain);
+    if (domid === undefined || asGrantRef(reference) === undefined || offset !== 0n) return 'EINVAL';
+    if (this.#shared.size >= limits.regionsPerBus) return 'ENOSPC';
+    return { area, readOnly, foreign: { domid, reference, length } };
   }
 
   remove(body: RegionDel, done: (result: number) => void): void {
@@ -90,10 +154,16 @@ export class SharedMemory {
       done(areas === undefined && this.#byPeer ? errno.ENOENT : errno.EINVAL);
       return;
     }
-    const known = this.#shared.delete(body.area);
+    const known = this.#byPeer ? undefined : this.#shared.get(body.area);
+    const tell = (): void => this.#tellAll((watcher, told) => watcher.regionRemoved(body.area, told), done);
+    if (known !== undefined) this.#shared.delete(body.area);
+    if (known?.foreign !== undefined) {
+      tell();
+      return;
+    }
     areas.remove(body.area, (error) => {
-      if (error !== undefined || !known) done(error === undefined ? 0 : errno[error]);
-      else this.#tellAll((watcher, told) => watcher.regionRemoved(body.area, told), done);
+      if (error !== undefined || known === undefined) done(error === undefined ? 0 : errno[error]);
+      else tell();
     });
   }
 

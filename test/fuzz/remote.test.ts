@@ -168,7 +168,7 @@ async function round(seed: number) {
     },
     giveDescriptor: () => 'EBUSY' as const,
   };
-  const bus = new RemoteBus(peer, clock, () => {});
+  const bus = new RemoteBus(peer, clock, { onDevices: () => {} });
   const listed = bus.enumerate();
   while (server.sent.length > 0 && bus.devices.size === 0) {
     server.deliver(bus);
@@ -183,9 +183,8 @@ async function round(seed: number) {
   for (let step = 0; step < stepsPerRound; step++) {
     const number = [...bus.devices][0];
     if (device === undefined && number !== undefined) {
-      const opening = RemoteDevice.open(bus, number, clock, { onStatus: () => {}, onGone: () => {} }).catch(
-        () => undefined,
-      );
+      const hooks = { owner: { bus: 'drv', domid: 1 }, onStatus: () => {}, onGone: () => {} };
+      const opening = RemoteDevice.open(bus, number, clock, hooks).catch(() => undefined);
       for (let i = 0; i < 200 && clock.timers > 0; i++) {
         server.deliver(bus);
         await turn();
@@ -251,7 +250,7 @@ async function listed(
     },
     giveDescriptor: () => 'EBUSY' as const,
   };
-  const bus = new RemoteBus(peer, new FakeClock(), () => {});
+  const bus = new RemoteBus(peer, new FakeClock(), { onDevices: () => {} });
   await bus.enumerate();
   return [...bus.devices];
 }

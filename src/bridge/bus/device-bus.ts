@@ -9,10 +9,16 @@ import type { Admission, BusTransport, BusTransportHandler, GuestConnection, Gue
 import type { BusMessage, Dialect, TransportMessage } from '../../virtio-msg/dialect.ts';
 import type { MessageHeader } from '../../virtio-msg/header.ts';
 import type { BusSnapshot, LaneEvent } from '../lane/protocol.ts';
+import type { StuckShare } from '../remote/peer.ts';
 import { RemoteBus } from '../remote/remote-bus.ts';
+import type { BounceMemory } from '../shadow/bounce-memory.ts';
 
 export interface DeviceBusOptions {
   readonly bus: string;
+  /** Number of the guest's domain. */
+  readonly domid: number;
+  /** Makes memory of ours that the guest can map, for the shadow path. @throws VmsgError system-call, hypervisor-call */
+  readonly bounce: (peer: GuestIdentity, bytes: number) => BounceMemory;
   readonly dialect: Dialect;
   readonly transport: BusTransport;
   readonly clock: Clock;
@@ -37,6 +43,7 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
   readonly #recorder: FlightRecorder;
   #session: Session | undefined;
   #epoch = 0n;
+  #diagnosis: string | null = null;
 
   constructor(options: DeviceBusOptions) {
     this.#o = options;
@@ -52,8 +59,17 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
     return this.#session?.remote;
   }
 
+  get nextEpoch(): bigint {
+    return this.#epoch + 1n;
+  }
+
+  epochUsed(epoch: bigint): void {
+    if (epoch > this.#epoch) this.#epoch = epoch;
+  }
+
   admit(): Admission {
     this.#epoch += 1n;
+    this.#diagnosis = null;
     const token = new Uint8Array(16);
     this.#o.random.fill(token);
     return { epoch: this.#epoch, token, resumed: false };
@@ -76,8 +92,13 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
       lengthOf: dialect.encodedLength.bind(dialect),
       send: channel.send.bind(channel),
       giveDescriptor: connection.resources.give.bind(connection.resources),
+      bounce: (bytes: number) => this.#o.bounce(peer, bytes),
+      ...('domid' in peer ? { domid: peer.domid } : {}),
     };
-    const remote = new RemoteBus(path, clock, () => this.#emitDevices());
+    const remote = new RemoteBus(path, clock, {
+      onDevices: () => this.#emitDevices(),
+      onStuck: (share, stuck) => this.#emitShare(share, stuck),
+    });
     const session = { connection, peer, channel, remote };
     this.#session = session;
     connection.onDoorbell(() => {
@@ -94,6 +115,12 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
   #emitDevices(): void {
     const devices = [...(this.remote?.devices ?? [])].sort((a, b) => a - b);
     this.#o.emit({ type: 'served-devices', bus: this.#o.bus, devices });
+  }
+
+  #emitShare({ owner, pages, ageMs }: StuckShare, stuck: boolean): void {
+    const type = stuck ? 'share-stuck' : 'share-released';
+    const mapper = { mapperBus: this.#o.bus, mapperDomid: this.#o.domid };
+    this.#o.emit({ type, ...owner, pages, ageMs, ...mapper });
   }
 
   busMessage(message: BusMessage, header: MessageHeader): void {
@@ -135,6 +162,12 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
     this.#o.emit({ type: 'bus-refused', bus: this.#o.bus, peer, reason });
   }
 
+  diagnosed(text: string): void {
+    if (this.#diagnosis === text) return;
+    this.#diagnosis = text;
+    this.#o.emit({ type: 'bus-diagnosis', bus: this.#o.bus, text });
+  }
+
   snapshot(): BusSnapshot {
     const session = this.#session;
     return {
@@ -149,7 +182,10 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
       regions: 0,
       regionBytes: 0,
       regionsDraining: 0,
+      grants: null,
+      diagnosis: this.#diagnosis,
       devices: [],
+      stuck: (session?.remote.stuck() ?? []).map(({ owner, pages, ageMs }) => ({ domid: owner.domid, pages, ageMs })),
     };
   }
 
@@ -159,8 +195,8 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
 
   async suspend(): Promise<void> {}
 
-  async close(): Promise<void> {
-    this.#o.transport.close();
+  async close(forget: boolean): Promise<void> {
+    this.#o.transport.close(forget);
     this.#end('the bus was closed');
   }
 }

@@ -11,8 +11,14 @@ export const identityOf = (spec: LaneAttachSpec): Uint8Array =>
 
 const recordSuffix = (identity: Uint8Array): string => `-${Buffer.from(identity.subarray(0, 8)).toString('hex')}`;
 
-/** Name of a device's record in the recovery store. */
-export const recordName = (number: number, identity: Uint8Array): string => `device-${number}${recordSuffix(identity)}`;
+/** Marks records of devices that another guest serves: after a restart they come a little later than others. */
+const servedMark = '-served';
+
+/** Name of a device's record in the recovery store. @param served another guest serves the device */
+export const recordName = (number: number, identity: Uint8Array, served: boolean): string =>
+  `device-${number}${recordSuffix(identity)}${served ? servedMark : ''}`;
+
+export const isServedRecord = (name: string): boolean => name.endsWith(servedMark);
 
 function recordNumber(name: string): number | undefined {
   const match = /^device-(\d+)-/.exec(name);
@@ -32,7 +38,7 @@ export function chooseDeviceNumber(
   records: readonly string[],
 ): number | undefined {
   if (wanted !== undefined) return present.has(wanted) ? undefined : wanted;
-  const own = records.find((name) => name.endsWith(recordSuffix(identity)));
+  const own = records.find((name) => name.replace(servedMark, '').endsWith(recordSuffix(identity)));
   const former = own === undefined ? undefined : recordNumber(own);
   if (former !== undefined && !present.has(former)) return former;
   const kept = new Set(records.map(recordNumber));

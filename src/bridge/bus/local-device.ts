@@ -14,16 +14,17 @@ export interface LocalDeviceOptions {
   readonly maxMessageSize: number;
   readonly scheduler: Scheduler;
   readonly clock: Clock;
+  readonly dataPath?: 'direct' | 'shadow';
   readonly onStatus: (status: number) => void;
 }
 
 /** A device whose backend runs in this lane, with its recovery memory. */
 export function openLocalDevice(options: LocalDeviceOptions): { host: DeviceHost; close: () => Promise<void> } {
-  const { backend, identity, memory, scheduler, clock, onStatus } = options;
+  const { backend, identity, memory, scheduler, clock, onStatus, dataPath = 'direct' } = options;
   const queues = backend.description.queueSizes.length;
   const recovery = new DeviceRecovery(memory(recoveryBytes(queues)), identity, queues);
   const model = deviceModel(backend.description, options.maxMessageSize);
-  const host = new DeviceHost({ model, backend, scheduler, clock, recovery, onStatus });
+  const host = new DeviceHost({ model, backend, scheduler, clock, recovery, dataPath, onStatus });
   const close = async (): Promise<void> => {
     await backend.close();
     recovery.close();

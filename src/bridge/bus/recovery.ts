@@ -59,6 +59,11 @@ export class BusRecovery implements Closable {
     return this.#inherited !== undefined;
   }
 
+  /** Epochs up to this one are not given out again, though the files know nothing of them. */
+  skipTo(epoch: bigint): void {
+    if (epoch > this.#epoch) this.#epoch = epoch;
+  }
+
   /** Starts a new epoch. The first guest decides: after it, the inherited epoch is void. */
   admit(claim: ResumeClaim): Admission {
     const inherited = this.#inherited;

@@ -22,12 +22,14 @@ import type { Dialect } from '../../virtio-msg/dialect.ts';
 import type { AttachedDevice, BusSnapshot, DeviceSnapshot, LaneAttachSpec, LaneEvent } from '../lane/protocol.ts';
 import type { RemoteBus } from '../remote/remote-bus.ts';
 import { RemoteDevice } from '../remote/remote-device.ts';
-import { chooseDeviceNumber, identityOf, recordName } from './device-numbers.ts';
+import { chooseDeviceNumber, identityOf, isServedRecord, recordName } from './device-numbers.ts';
 import { openLocalDevice } from './local-device.ts';
 import { BusRecovery, busRecoveryBytes } from './recovery.ts';
 
 export interface BusRuntimeOptions {
   readonly bus: string;
+  /** Number of the guest's domain. */
+  readonly domid: number;
   readonly maxMessageSize: number;
   readonly dialect: Dialect;
   readonly transport: BusTransport;
@@ -44,6 +46,8 @@ interface Attached {
   readonly device: ServedDevice;
   /** Name of its record in the recovery store, where it has one. */
   readonly record: string | undefined;
+  /** Why its data is copied, else null. */
+  readonly dataPathReason: string | null;
   /** Releases what serves it; the device is in reset, or the service ends. */
   readonly close: () => Promise<void>;
 }
@@ -64,6 +68,7 @@ export class BusRuntime implements BusTransportHandler {
   #statusTimer: Timer | undefined;
   #session: BusSession | undefined;
   #peer: GuestIdentity | null = null;
+  #diagnosis: string | null = null;
   #closed = false;
 
   constructor(options: BusRuntimeOptions) {
@@ -78,12 +83,18 @@ export class BusRuntime implements BusTransportHandler {
 
   /**
    * Attaches a device that a backend in this lane serves.
+   * @param shadowReason where the backend copies for a device served elsewhere: why
    * @throws VmsgError device-number-taken, limit-reached
    */
-  attach(spec: LaneAttachSpec, backend: Backend, bind: (host: DeviceHost) => void): AttachedDevice {
+  attach(
+    spec: LaneAttachSpec,
+    backend: Backend,
+    bind: (host: DeviceHost) => void,
+    shadowReason: string | null = null,
+  ): AttachedDevice {
     const identity = identityOf(spec);
     const deviceNumber = this.#chooseNumber(spec.deviceNumber, identity);
-    const record = recordName(deviceNumber, identity);
+    const record = recordName(deviceNumber, identity, shadowReason !== null);
     const { scheduler, clock, store, maxMessageSize } = this.#o;
     const local = openLocalDevice({
       backend,
@@ -92,10 +103,12 @@ export class BusRuntime implements BusTransportHandler {
       maxMessageSize,
       scheduler,
       clock,
+      dataPath: shadowReason === null ? 'direct' : 'shadow',
       onStatus: (status) => this.#onStatus(entry, status),
     });
     const { host: device, close } = local;
-    const entry: Attached = { attachment: spec.attachment, deviceNumber, device, record, close };
+    const { attachment } = spec;
+    const entry: Attached = { attachment, deviceNumber, device, record, dataPathReason: shadowReason, close };
     this.#add(entry);
     bind(device);
     return this.#announce(entry);
@@ -106,16 +119,21 @@ export class BusRuntime implements BusTransportHandler {
    * @throws VmsgError unavailable, backend-busy, device-number-taken, limit-reached
    */
   async attachRemote(spec: LaneAttachSpec, remote: RemoteBus, number: number): Promise<AttachedDevice> {
+    const { bus, domid, transport } = this.#o;
     const device = await RemoteDevice.open(remote, number, this.#o.clock, {
+      owner: { bus, domid },
       onStatus: (status) => this.#onStatus(entry, status),
       onGone: (reason) => this.#lose(entry, reason),
     });
     const close = async (): Promise<void> => device.close();
     let entry: Attached;
     try {
-      if (this.#closed) throw new VmsgError('unavailable', `bus ${this.#o.bus} was closed`);
+      if (this.#closed) throw new VmsgError('unavailable', `bus ${bus} was closed`);
       const deviceNumber = this.#chooseNumber(spec.deviceNumber, identityOf(spec));
-      entry = { attachment: spec.attachment, deviceNumber, device, record: undefined, close };
+      const { attachment } = spec;
+      entry = { attachment, deviceNumber, device, record: undefined, dataPathReason: null, close };
+      const { domid: peerDomid } = remote.peer;
+      if (peerDomid !== undefined) transport.publishDevice?.(deviceNumber, { peerDomid, dataPath: 'direct' });
       this.#add(entry);
     } catch (error) {
       device.close();
@@ -150,10 +168,34 @@ export class BusRuntime implements BusTransportHandler {
     throw new VmsgError('device-number-taken', `bus ${this.#o.bus} has a device number ${wanted} already`);
   }
 
+  /** Records of devices that another guest served before a restart, and that were not attached since. */
+  #missing(): string[] {
+    const attached = new Set([...this.#attached.values()].map(({ record }) => record));
+    return this.#o.store.names().filter((name) => isServedRecord(name) && !attached.has(name));
+  }
+
+  /** Whether devices can resume that are not here yet. */
+  get expectsDevices(): boolean {
+    return this.#missing().length > 0;
+  }
+
+  /** What did not come is not resumed any more. */
+  forgetMissing(): void {
+    for (const name of this.#missing()) this.#o.store.remove(name);
+  }
+
+  /** What serves an attachment is gone. */
+  lost(attachment: string, reason: string): void {
+    const entry = this.#attached.get(attachment);
+    if (entry !== undefined) this.#lose(entry, reason);
+  }
+
   /** What serves the device is gone: so is the device, until it is attached again. */
   #lose(entry: Attached, reason: string): void {
-    if (this.#attached.get(entry.attachment) !== entry) return;
+    if (this.#attached.get(entry.attachment) !== entry || this.#closed) return;
     this.#remove(entry);
+    // At once, so that it gets another number when it comes back to the same guest.
+    this.#forget(entry);
     entry.device.disconnect(() => void entry.close());
     this.#o.emit({ type: 'attachment-lost', bus: this.#o.bus, attachment: entry.attachment, reason });
   }
@@ -164,6 +206,7 @@ export class BusRuntime implements BusTransportHandler {
     this.#statusChanged.delete(entry);
     entry.device.failRequests('ENODEV');
     this.#session?.deviceRemoved(entry.deviceNumber);
+    this.#o.transport.unpublishDevice?.(entry.deviceNumber);
   }
 
   /** Lets requests in flight complete, removes the device from the guest, then releases what serves it. */
@@ -177,7 +220,11 @@ export class BusRuntime implements BusTransportHandler {
     this.#remove(entry);
     await this.#bounded((done) => entry.device.disconnect(done), stuck);
     await entry.close();
-    if (entry.record !== undefined) this.#o.store.remove(entry.record);
+    this.#forget(entry);
+  }
+
+  #forget({ record }: Attached): void {
+    if (record !== undefined) this.#o.store.remove(record);
   }
 
   /** @throws VmsgError timeout */
@@ -191,8 +238,24 @@ export class BusRuntime implements BusTransportHandler {
     });
   }
 
+  get nextEpoch(): bigint {
+    return this.#recovery.epoch + 1n;
+  }
+
+  epochUsed(epoch: bigint): void {
+    this.#recovery.skipTo(epoch);
+  }
+
   admit(claim: ResumeClaim): Admission {
+    this.#diagnosis = null;
     return this.#recovery.admit(claim);
+  }
+
+  diagnosed(text: string): void {
+    // A guest can repeat a mistake as fast as it sends: the first time is news.
+    if (this.#diagnosis === text) return;
+    this.#diagnosis = text;
+    this.#o.emit({ type: 'bus-diagnosis', bus: this.#o.bus, text });
   }
 
   connected(connection: GuestConnection, peer: GuestIdentity): void {
@@ -245,6 +308,7 @@ export class BusRuntime implements BusTransportHandler {
 
   #onStatus(entry: Attached, status: number): void {
     if (status === 0) this.#session?.deviceReset(entry.deviceNumber);
+    if (this.#closed) return;
     this.#statusChanged.add(entry);
     // A guest can change its status as fast as it writes; watchers get the latest, at a bounded rate.
     this.#statusTimer ??= this.#o.clock.after(statusEventDelayMs, () => this.#emitStatus());
@@ -272,7 +336,10 @@ export class BusRuntime implements BusTransportHandler {
       regions: areas?.regions ?? 0,
       regionBytes: areas?.regionBytes ?? 0,
       regionsDraining: areas?.regionsDraining ?? 0,
+      grants: this.#session?.grants() ?? null,
+      diagnosis: this.#diagnosis,
       devices: [...this.#attached.values()].map(deviceSnapshot),
+      stuck: [],
     };
   }
 
@@ -292,7 +359,7 @@ export class BusRuntime implements BusTransportHandler {
     if (this.#closed) return;
     this.#closed = true;
     this.#statusTimer?.cancel();
-    this.#o.transport.close();
+    this.#o.transport.close(forget);
     const session = this.#session;
     this.#session = undefined;
     // Before any wait: the rings are unmapped, and the session must not touch them again.
@@ -308,9 +375,8 @@ export class BusRuntime implements BusTransportHandler {
   }
 }
 
-function deviceSnapshot({ attachment, deviceNumber, device }: Attached): DeviceSnapshot {
+function deviceSnapshot({ attachment, deviceNumber, dataPathReason, device }: Attached): DeviceSnapshot {
   const { deviceType, status, reason, work, recovery, dataPath } = device;
-  const { requests, bytes } = work ?? { requests: null, bytes: null };
-  const queues = device.queues();
-  return { attachment, deviceNumber, deviceType, status, queues, reason, recovery, dataPath, requests, bytes };
+  const about = { attachment, deviceNumber, deviceType, status, reason, recovery, dataPath, dataPathReason };
+  return { ...about, queues: device.queues(), ...(work ?? { requests: null, bytes: null }) };
 }
