@@ -1,123 +1,22 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
-import { openBlk } from '../../src/bridge/backend/blk.ts';
-import type { Lane, LaneEvent } from '../../src/bridge/lane/protocol.ts';
 import { BlkDriver, connect, deviceInfo, serveDevices, VirtioDevice } from '../../src/guest/index.ts';
-import { systemClock } from '../../src/kit/clock.ts';
 import { VmsgError } from '../../src/kit/errors.ts';
 import { census } from '../../src/libc/census.ts';
-import { type LaneKind, makeLane } from '../support/bridge-lane.ts';
 import { isCode, until } from '../support/guest-fixture.ts';
+import { guestBackend, imageBytes, type PathKind, useDisk, withRig } from '../support/served-rig.ts';
 import { settledCensus } from '../support/settled-census.ts';
 
-const imageBytes = 4 * 1024 * 1024 + 512;
-const noHost = { failed: () => {}, configChanged: () => {} };
-
-/** Lanes with buses of both roles in a directory; everything is counted before and after. */
-class Rig {
-  readonly directory = mkdtempSync(join(tmpdir(), 'vmsg-test-'));
-  readonly image = join(this.directory, 'disk.img');
-  readonly events: LaneEvent[] = [];
-  readonly #lanes: Lane[] = [];
-
-  constructor() {
-    writeFileSync(this.image, randomBytes(imageBytes));
-  }
-
-  socket(bus: string): string {
-    return join(this.directory, `${bus}.sock`);
-  }
-
-  async lane(kind: LaneKind, buses: Readonly<Record<string, 'driver' | 'device'>>): Promise<Lane> {
-    const lane = makeLane(kind);
-    lane.onEvent((event) => this.events.push(event));
-    this.#lanes.push(lane);
-    for (const [bus, role] of Object.entries(buses)) {
-      await lane.call('openBus', {
-        bus,
-        role,
-        transport: 'loopback',
-        domid: 1,
-        socketPath: this.socket(bus),
-        socketMode: 0o600,
-        admittedUids: [process.getuid?.() ?? 0],
-        maxMessageSizeBytes: 64,
-        ringMaxBytes: 65536,
-        recoveryDir: join(this.directory, `recovery-${bus}`),
-      });
-      await lane.call('listenBus', { bus });
-    }
-    return lane;
-  }
-
-  async serveDisk(bus: string) {
-    const server = await serveDevices({ path: this.socket(bus), reconnect: { totalMs: 10_000 } });
-    const spec = { path: this.image, readOnly: false, serial: 'served' };
-    const number = server.addDevice(await openBlk(spec, noHost, systemClock));
-    await this.sees(
-      (event) => event.type === 'served-devices' && event.bus === bus && event.devices.includes(number),
-      'the device',
-    );
-    return { server, number };
-  }
-
-  sees(condition: (event: LaneEvent) => boolean, what: string): Promise<void> {
-    return until(() => this.events.some(condition), what);
-  }
-
-  async end(): Promise<void> {
-    for (const lane of this.#lanes.reverse()) {
-      await lane.call('shutdown', {});
-      lane.close();
-    }
-    rmSync(this.directory, { recursive: true });
-  }
-}
-
-async function withRig(run: (rig: Rig) => Promise<void>): Promise<void> {
-  const rig = new Rig();
-  try {
-    await run(rig);
-  } finally {
-    await rig.end();
-  }
-}
-
-/** Reads, writes and flushes as a guest of a bus. */
-async function useDisk(path: string, image: string, notify: 'messages' | 'descriptors' = 'messages'): Promise<void> {
-  const bus = await connect({ path });
-  const [number = 0] = await bus.devices();
-  const blk = await BlkDriver.open(bus, number, { notify });
-  assert.equal(await blk.getId(), 'served');
-  assert.equal(blk.capacityBytes, imageBytes);
-  assert.deepEqual(Buffer.from(await blk.read(0, imageBytes)), readFileSync(image));
-  const data = randomBytes(256 * 1024);
-  await blk.write(8, data);
-  await blk.flush();
-  assert.deepEqual(readFileSync(image).subarray(4096, 4096 + data.length), data);
-  await blk.close();
-  bus.close();
-}
-
 // First: the lanes of other tests end a little later than their tests.
-test('regions that come and go reach the serving guest, and nothing is left in the end', async () => {
-  // The first use opens what stays.
-  await withRig(async (rig) => {
-    await rig.lane('inline', { dev: 'device' });
-  });
-  const before = await settledCensus();
+/** Takes and gives regions while the disk is used, twice opened. */
+async function useWithRegions(path: PathKind): Promise<void> {
   await withRig(async (rig) => {
     const lane = await rig.lane('inline', { drv: 'driver', dev: 'device' });
     const { server, number } = await rig.serveDisk('dev');
-    await lane.call('attach', {
-      bus: 'drv',
-      attachment: 'a',
-      backend: { type: 'guest', bus: 'dev', deviceNumber: number },
-    });
+    await lane.call('attach', { bus: 'drv', attachment: 'a', backend: guestBackend(path, 'dev', number) });
     const bus = await connect({ path: rig.socket('drv') });
     const blk = await BlkDriver.open(bus, 0);
     for (let round = 0; round < 20; round++) {
@@ -132,24 +31,39 @@ test('regions that come and go reach the serving guest, and nothing is left in t
     bus.close();
     await server.close();
   });
+}
+
+test('regions come and go beside a served device, and nothing is left in the end', async () => {
+  // The first use opens what stays.
+  await withRig(async (rig) => {
+    await rig.lane('inline', { dev: 'device' });
+  });
+  const before = await settledCensus();
+  for (const path of ['relayed', 'shadow'] as const) await useWithRegions(path);
   await until(() => JSON.stringify(census()) === before, `nothing is left: ${before} ${JSON.stringify(census())}`);
 });
 
-for (const kind of ['inline', 'worker'] as const) {
-  describe(`a device that another guest serves, ${kind} lane`, () => {
+for (const [kind, path] of [
+  ['inline', 'relayed'],
+  ['inline', 'shadow'],
+  ['worker', 'relayed'],
+  ['worker', 'shadow'],
+] as const) {
+  describe(`a device that another guest serves, ${path}, ${kind} lane`, () => {
     test('is used by one driver after the other, memory included', async () => {
       await withRig(async (rig) => {
         const lane = await rig.lane(kind, { drv: 'driver', dev: 'device' });
         const { server, number } = await rig.serveDisk('dev');
-        const backend = { type: 'guest', bus: 'dev', deviceNumber: number } as const;
+        const backend = guestBackend(path, 'dev', number);
         const attached = await lane.call('attach', { bus: 'drv', attachment: 'a', backend });
         assert.equal(attached.deviceType, 2);
         await useDisk(rig.socket('drv'), rig.image);
         await useDisk(rig.socket('drv'), rig.image, 'descriptors');
         await useDisk(rig.socket('drv'), rig.image);
         const [snapshot] = (await lane.call('inspect', {})).buses.filter(({ bus }) => bus === 'drv');
-        assert.equal(snapshot?.devices[0]?.dataPath, 'relayed');
-        assert.equal(snapshot?.devices[0]?.recovery, 'reset');
+        assert.equal(snapshot?.devices[0]?.dataPath, path);
+        assert.equal(snapshot?.devices[0]?.recovery, path === 'shadow' ? 'resume' : 'reset');
+        assert.equal(snapshot?.devices[0]?.dataPathReason, path === 'shadow' ? 'the backend asks for it' : null);
         await server.close();
       });
     });
@@ -160,14 +74,13 @@ for (const kind of ['inline', 'worker'] as const) {
         const { server, number } = await rig.serveDisk('dev');
         const second = join(rig.directory, 'second.img');
         writeFileSync(second, randomBytes(imageBytes));
-        const spec = { path: second, readOnly: false, serial: 'served' };
-        const other = server.addDevice(await openBlk(spec, noHost, systemClock));
+        const other = server.addDevice(await rig.openDisk(second));
         await rig.sees((e) => e.type === 'served-devices' && e.devices.includes(other), 'the second device');
         for (const [bus, deviceNumber] of [
           ['one', number],
           ['two', other],
         ] as const) {
-          const backend = { type: 'guest', bus: 'dev', deviceNumber } as const;
+          const backend = guestBackend(path, 'dev', deviceNumber);
           await lane.call('attach', { bus, attachment: bus, backend });
         }
         await Promise.all([useDisk(rig.socket('one'), rig.image), useDisk(rig.socket('two'), second)]);
@@ -179,7 +92,7 @@ for (const kind of ['inline', 'worker'] as const) {
       await withRig(async (rig) => {
         const lane = await rig.lane(kind, { drv: 'driver', dev: 'device' });
         const first = await rig.serveDisk('dev');
-        const backend = { type: 'guest', bus: 'dev', deviceNumber: first.number } as const;
+        const backend = guestBackend(path, 'dev', first.number);
         await lane.call('attach', { bus: 'drv', attachment: 'a', backend });
         const bus = await connect({ path: rig.socket('drv') });
         await bus.devices();
@@ -207,7 +120,7 @@ for (const kind of ['inline', 'worker'] as const) {
     test('is taken by one attachment only; unknown ones and wrong roles are refused', async () => {
       await withRig(async (rig) => {
         const lane = await rig.lane(kind, { drv: 'driver', dev: 'device' });
-        const backend = { type: 'guest', bus: 'dev', deviceNumber: 0 } as const;
+        const backend = guestBackend(path, 'dev', 0);
         const attach = (attachment: string, spec: object = backend) =>
           lane.call('attach', { bus: 'drv', attachment, backend: spec as typeof backend });
         await assert.rejects(attach('a'), isCode('unavailable', /no guest/));
@@ -226,7 +139,7 @@ for (const kind of ['inline', 'worker'] as const) {
       await withRig(async (rig) => {
         const lower = await rig.lane(kind, { drv: 'driver', dev: 'device' });
         const { server, number } = await rig.serveDisk('dev');
-        const served = { type: 'guest', bus: 'dev', deviceNumber: number } as const;
+        const served = guestBackend(path, 'dev', number);
         const { deviceNumber } = await lower.call('attach', { bus: 'drv', attachment: 'a', backend: served });
         const upper = await rig.lane(kind, { top: 'driver', side: 'driver' });
         const backend = { type: 'bridge', socket: rig.socket('drv'), deviceNumber } as const;

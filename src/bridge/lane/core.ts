@@ -1,5 +1,9 @@
+import type { Clock, Timer } from '../../kit/clock.ts';
 import { VmsgError } from '../../kit/errors.ts';
+import { limits } from '../../kit/limits.ts';
+import type { Scheduler } from '../../kit/scheduler.ts';
 import type { Backend } from '../../ports/backend.ts';
+import type { XsmVerdict } from '../../xen/xsm.ts';
 import {
   type BackendFactories,
   type BackendFactory,
@@ -10,6 +14,8 @@ import { DeviceBus } from '../bus/device-bus.ts';
 import { BusRuntime } from '../bus/runtime.ts';
 import type { RemoteBus } from '../remote/remote-bus.ts';
 import type { Upstream } from '../remote/upstream.ts';
+import { chooseDataPath } from '../shadow/data-path.ts';
+import { openShadow } from '../shadow/open-shadow.ts';
 import type {
   AttachedDevice,
   LaneAttachSpec,
@@ -28,7 +34,22 @@ export interface LaneCoreOptions {
   /** A connection, made when needed, to a bus of another bridge. */
   readonly makeUpstream: (socket: string) => Upstream;
   readonly emit: (event: LaneEvent) => void;
+  /** Releases what buses share; called after the last of them is closed. */
+  readonly close?: () => void;
+  readonly clock: Clock;
+  readonly scheduler: Scheduler;
+  /** Which security module Xen runs. */
+  readonly xsm: () => XsmVerdict;
 }
+
+interface OpenBus {
+  readonly spec: LaneBusSpec;
+  readonly runtime: BusRuntime | DeviceBus;
+  /** Runs while guests are not let in because devices are missing. */
+  hold: Timer | undefined;
+}
+
+type ServedSpec = Extract<LaneBackendSpec, { type: 'guest' }>;
 
 type Handlers = {
   [N in LaneCommandName]: (argument: LaneCommands[N]['argument']) => Promise<LaneCommands[N]['result']>;
@@ -37,7 +58,7 @@ type Handlers = {
 /** What a lane does, wherever it runs: carries out commands on its buses. */
 export class LaneCore {
   readonly #o: LaneCoreOptions;
-  readonly #buses = new Map<string, BusRuntime | DeviceBus>();
+  readonly #buses = new Map<string, OpenBus>();
   readonly #upstreams = new Map<string, Upstream>();
   readonly #handlers: Handlers = {
     openBus: (spec) => this.#openBus(spec),
@@ -46,7 +67,7 @@ export class LaneCore {
     attach: (spec) => this.#attach(spec),
     detach: ({ bus, attachment }) => this.#detach(bus, attachment),
     inspect: () => this.#inspect(),
-    records: async ({ bus }) => this.#bus(bus).records(),
+    records: async ({ bus }) => this.#bus(bus).runtime.records(),
     shutdown: () => this.#shutdown(),
   };
 
@@ -59,40 +80,58 @@ export class LaneCore {
   }
 
   #driverBus(bus: string): BusRuntime {
-    const runtime = this.#bus(bus);
+    const { runtime } = this.#bus(bus);
     if (runtime instanceof BusRuntime) return runtime;
     throw new VmsgError('invalid-request', `the guest of bus ${bus} serves devices; it cannot use one`);
   }
 
-  #bus(bus: string): BusRuntime | DeviceBus {
-    const runtime = this.#buses.get(bus);
-    if (runtime === undefined) throw new VmsgError('not-found', `the lane has no bus ${bus}`);
-    return runtime;
+  #bus(bus: string): OpenBus {
+    const open = this.#buses.get(bus);
+    if (open === undefined) throw new VmsgError('not-found', `the lane has no bus ${bus}`);
+    return open;
   }
 
   async #openBus(spec: LaneBusSpec): Promise<null> {
     if (this.#buses.has(spec.bus)) throw new VmsgError('in-use', `the lane has a bus ${spec.bus} already`);
-    this.#buses.set(spec.bus, this.#o.makeBus(spec, this.#o.emit));
+    const runtime = this.#o.makeBus(spec, this.#o.emit);
+    this.#buses.set(spec.bus, { spec, runtime, hold: undefined });
     return null;
   }
 
+  /** A guest that resumes finds only the devices that are there then: those that come soon get a little time. */
   async #listenBus(bus: string): Promise<null> {
-    this.#bus(bus).listen();
+    const open = this.#bus(bus);
+    const { runtime } = open;
+    if (runtime instanceof DeviceBus || !runtime.expectsDevices) {
+      runtime.listen();
+      return null;
+    }
+    open.hold = this.#o.clock.after(limits.resumeHoldMs, () => {
+      runtime.forgetMissing();
+      this.#endHold(open, runtime);
+    });
     return null;
+  }
+
+  #endHold(open: OpenBus, runtime: BusRuntime): void {
+    if (open.hold === undefined || runtime.expectsDevices) return;
+    open.hold.cancel();
+    open.hold = undefined;
+    runtime.listen();
   }
 
   async #closeBus(bus: string): Promise<null> {
-    const runtime = this.#bus(bus);
+    const open = this.#bus(bus);
     this.#buses.delete(bus);
-    await runtime.close(true);
+    open.hold?.cancel();
+    await open.runtime.close(true);
     return null;
   }
 
   async #attach(spec: LaneAttachSpec): Promise<AttachedDevice> {
     const { backend } = spec;
     const bus = this.#driverBus(spec.bus);
-    if (backend.type === 'guest')
-      return await bus.attachRemote(spec, this.#servingBus(backend.bus), backend.deviceNumber);
+    if (backend.type === 'guest') return await this.#attachServed(spec, backend);
     if (backend.type === 'bridge') {
       const upstream = this.#upstream(backend.socket);
       const remote = await upstream.remote();
@@ -104,8 +143,33 @@ export class LaneCore {
     return await this.#attachLocal(spec, backend);
   }
 
+  async #attachServed(spec: LaneAttachSpec, backend: ServedSpec): Promise<AttachedDevice> {
+    const open = this.#bus(spec.bus);
+    const path = chooseDataPath(backend.dataPath ?? 'auto', open.spec, this.#bus(backend.bus).spec, this.#o.xsm);
+    const bus = this.#driverBus(spec.bus);
+    if (path.dataPath === 'relayed') {
+      return await bus.attachRemote(spec, this.#servingBus(backend.bus), backend.deviceNumber);
+    }
+    const attached = await this.#attachShadow(bus, spec, backend, path.reason);
+    this.#endHold(open, bus);
+    return attached;
+  }
+
+  async #attachShadow(
+    bus: BusRuntime,
+    spec: LaneAttachSpec,
+    { bus: servingBus, deviceNumber }: ServedSpec,
+    reason: string,
+  ): Promise<AttachedDevice> {
+    const { clock, scheduler } = this.#o;
+    const host = new LateBackendHost();
+    const onGone = (why: string): void => bus.lost(spec.attachment, why);
+    const backend = await openShadow(this.#servingBus(servingBus), deviceNumber, { host, clock, scheduler, onGone });
+    return await this.#enter(spec, backend, host, reason);
+  }
+
   #servingBus(bus: string): RemoteBus {
-    const runtime = this.#bus(bus);
+    const { runtime } = this.#bus(bus);
     if (!(runtime instanceof DeviceBus))
       throw new VmsgError('invalid-request', `the guest of bus ${bus} serves no devices`);
     if (runtime.remote === undefined) throw new VmsgError('unavailable', `bus ${bus} has no guest now`);
@@ -127,9 +191,18 @@ export class LaneCore {
     const host = new LateBackendHost();
     const open = this.#o.backends[backendSpec.type] as BackendFactory;
     const backend: Backend = await open(backendSpec as never, host);
+    return await this.#enter(spec, backend, host, null);
+  }
+
+  async #enter(
+    spec: LaneAttachSpec,
+    backend: Backend,
+    host: LateBackendHost,
+    shadowReason: string | null,
+  ): Promise<AttachedDevice> {
     try {
       // The bus may have gone while the backend was opened.
-      return this.#driverBus(spec.bus).attach(spec, backend, (device) => host.bind(device));
+      return this.#driverBus(spec.bus).attach(spec, backend, (device) => host.bind(device), shadowReason);
     } catch (error) {
       await backend.close();
       throw error;
@@ -142,16 +215,20 @@ export class LaneCore {
   }
 
   async #inspect(): Promise<LaneSnapshot> {
-    return { buses: [...this.#buses.values()].map((bus) => bus.snapshot()) };
+    return { buses: [...this.#buses.values()].map(({ runtime }) => runtime.snapshot()) };
   }
 
   async #shutdown(): Promise<null> {
-    const buses = [...this.#buses.values()];
+    for (const { hold } of this.#buses.values()) hold?.cancel();
+    const buses = [...this.#buses.values()].map(({ runtime }) => runtime);
     await Promise.all(buses.map((bus) => bus.suspend()));
-    await Promise.all(buses.map((bus) => bus.close(false)));
+    // Those with drivers first: their devices are closed, not lost with the side that serves them.
+    const order = [...buses].sort((a, b) => Number(a instanceof DeviceBus) - Number(b instanceof DeviceBus));
+    await Promise.all(order.map((bus) => bus.close(false)));
     await Promise.all([...this.#upstreams.values()].map((upstream) => upstream.close()));
     this.#upstreams.clear();
     this.#buses.clear();
+    this.#o.close?.();
     return null;
   }
 }

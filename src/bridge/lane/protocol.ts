@@ -2,29 +2,44 @@ import type { AreaSnapshot } from '../../device/area-table.ts';
 import type { ChannelCounters, ChannelSnapshot } from '../../device/channel.ts';
 import type { FlightRecord } from '../../device/flight-recorder.ts';
 import type { ErrorData } from '../../kit/errors.ts';
-import type { GuestIdentity } from '../../ports/bus.ts';
+import type { GrantSnapshot, GuestIdentity } from '../../ports/bus.ts';
 
 /**
  * What crosses between the service and a lane: structured-cloneable values only, because a lane may run
  * in a Worker. No guest message crosses here.
  */
-export interface LaneBusSpec {
+interface LaneBusParts {
   readonly bus: string;
-  readonly transport: 'loopback';
   /** What the guest does: it uses devices, or it serves them. */
   readonly role: 'driver' | 'device';
   /** Number of the domain, told to the guest. */
   readonly domid: number;
+  readonly maxMessageSizeBytes: number;
+  /** Directory of the bus's recovery files; made by the lane. */
+  readonly recoveryDir: string;
+}
+
+export interface LoopbackBusSpec extends LaneBusParts {
+  readonly transport: 'loopback';
+  readonly ringMaxBytes: number;
   readonly socketPath: string;
   /** Permission bits of the socket. */
   readonly socketMode: number;
   /** User ids that may connect, checked with SO_PEERCRED. */
   readonly admittedUids: readonly number[];
-  readonly maxMessageSizeBytes: number;
-  readonly ringMaxBytes: number;
-  /** Directory of the bus's recovery files; made by the lane. */
-  readonly recoveryDir: string;
 }
+
+export interface XenBusSpec extends LaneBusParts {
+  readonly transport: 'xen';
+  /** Which of the domain's buses: last part of the xenstore paths. */
+  readonly index: number;
+  /** Most bytes of all regions of the bus. */
+  readonly poolMaxBytes: number;
+  /** This life of the domain, fit for a file name: recovery files of another one are void. */
+  readonly incarnation: string;
+}
+
+export type LaneBusSpec = LoopbackBusSpec | XenBusSpec;
 
 export type LaneBackendSpec =
   | {
@@ -44,7 +59,16 @@ export type LaneBackendSpec =
       readonly rows?: number;
     }
   /** A device that the guest of another bus serves. */
-  | { readonly type: 'guest'; readonly bus: string; readonly deviceNumber: number }
+  | {
+      readonly type: 'guest';
+      readonly bus: string;
+      readonly deviceNumber: number;
+      /**
+       * direct: the serving guest maps the driver's memory; shadow: the bridge copies. auto, the default: direct where
+       * that is possible.
+       */
+      readonly dataPath?: 'auto' | 'direct' | 'shadow';
+    }
   /** A device of another bridge's bus. */
   | { readonly type: 'bridge'; readonly socket: string; readonly deviceNumber: number }
   | { readonly type: 'shm'; readonly bytes: number }
@@ -96,8 +120,27 @@ export interface BusSnapshot {
   readonly regionBytes: number;
   /** Regions already removed that I/O still pins. */
   readonly regionsDraining: number;
+  /** Grants mapped on demand; null where the bus has none, or no guest is there. */
+  readonly grants: GrantSnapshot | null;
+  /** The last thing that the guest shares and that cannot be used, null when there is none in this epoch. */
+  readonly diagnosis: string | null;
   readonly devices: readonly DeviceSnapshot[];
+  /** Memory of others that the guest of this bus keeps although it was told to give it back; oldest first. */
+  readonly stuck: readonly StuckSnapshot[];
 }
+
+/** Pages of a domain that it cannot have back. */
+export interface StuckSnapshot {
+  readonly domid: number;
+  readonly pages: number;
+  readonly ageMs: number;
+}
+
+/**
+ * direct: the backend uses the guest's memory here. relayed: messages and memory are passed on. shadow: requests are
+ * copied between the memory of both sides.
+ */
+export type DataPath = 'direct' | 'relayed' | 'shadow';
 
 export interface DeviceSnapshot {
   readonly attachment: string;
@@ -110,8 +153,9 @@ export interface DeviceSnapshot {
   readonly requests: number | null;
   readonly bytes: number | null;
   readonly recovery: 'resume' | 'reset';
-  /** direct: the backend uses the guest's memory here. relayed: messages and memory are passed on. */
-  readonly dataPath: 'direct' | 'relayed';
+  readonly dataPath: DataPath;
+  /** Why data is copied (shadow), else null. */
+  readonly dataPathReason: string | null;
   /** Why the device needs a reset or cannot work, else null. */
   readonly reason: string | null;
 }
@@ -139,10 +183,24 @@ export type LaneEvent =
       readonly status: number;
       readonly reason: string | null;
     }
+  /** Something that the guest shares cannot be used. */
+  | { readonly type: 'bus-diagnosis'; readonly bus: string; readonly text: string }
   /** What served a device is gone; the lane has removed the attachment. */
   | { readonly type: 'attachment-lost'; readonly bus: string; readonly attachment: string; readonly reason: string }
   /** Devices that a guest of role `device` serves came or went. */
   | { readonly type: 'served-devices'; readonly bus: string; readonly devices: readonly number[] }
+  /** A serving guest keeps memory of a driver that is gone, or has given it back after all. */
+  | {
+      readonly type: 'share-stuck' | 'share-released';
+      /** Bus and domain whose memory it is. */
+      readonly bus: string;
+      readonly domid: number;
+      readonly pages: number;
+      readonly ageMs: number;
+      /** Bus and domain that have it mapped. */
+      readonly mapperBus: string;
+      readonly mapperDomid: number;
+    }
   | { readonly type: 'lane-failed'; readonly reason: string };
 
 export type LaneCommandName = keyof LaneCommands;

@@ -17,7 +17,7 @@ import type { CanonicalMessage } from '../../virtio-msg/dialect.ts';
 import type { MessageHeader } from '../../virtio-msg/header.ts';
 import type { TransportEvent, TransportRequest, TransportResponse } from '../../virtio-msg/transport-messages.ts';
 import { MemoryRelay } from './memory-relay.ts';
-import type { MemoryPath, RemoteEvents, RemotePeer, RemoteResult } from './peer.ts';
+import type { MemoryOwner, MemoryPath, RemoteEvents, RemotePeer, RemoteResult, StuckShare } from './peer.ts';
 
 interface Waiting {
   readonly device: number;
@@ -30,6 +30,23 @@ interface Waiting {
 const removalTimeoutMs = limits.regionRemovalTimeoutMs + limits.requestTimeoutMs;
 const tokenMax = 0xffff;
 
+/** What a remote bus tells its owner. */
+export interface RemoteBusHooks {
+  /** A device came or went. */
+  onDevices(): void;
+  /** The far side keeps memory for too long; or, after that, has given it back. */
+  onStuck?(share: StuckShare, stuck: boolean): void;
+}
+
+/** Whether a device can be taken. @throws VmsgError unavailable, backend-busy */
+export function checkFree(bus: RemoteBus, number: number): void {
+  if (!bus.has(number)) throw new VmsgError('unavailable', `the serving side has no device ${number}`);
+  if (bus.full) throw new VmsgError('unavailable', 'the serving side keeps the memory of too many drivers');
+  if (bus.claimant(number) !== undefined) {
+    throw new VmsgError('backend-busy', `device ${number} of the serving side is attached already`);
+  }
+}
+
 /**
  * The driver side of a connection whose far side serves devices: a guest of role `device`, or another bridge.
  * Correlates responses, knows which devices are there, passes memory on.
@@ -37,22 +54,23 @@ const tokenMax = 0xffff;
 export class RemoteBus implements MemoryPath {
   readonly peer: RemotePeer;
   readonly #clock: Clock;
-  readonly #onDevices: () => void;
+  readonly #hooks: RemoteBusHooks;
   readonly #waiting = new Map<number, Waiting>();
   readonly #present = new Set<number>();
   readonly #devices = new Map<number, RemoteEvents>();
   readonly #relays = new Map<SharedMemory, MemoryRelay>();
+  /** Also those that the far side has not given back yet. */
+  readonly #allRelays = new Set<MemoryRelay>();
   #lastToken = 0;
   #nextPeer = 1;
   /** Where one driver follows the other, the next one waits for the end of the one before. */
   #released: Promise<void> = Promise.resolve();
   #closed = false;
 
-  /** @param onDevices a device came or went */
-  constructor(peer: RemotePeer, clock: Clock, onDevices: () => void) {
+  constructor(peer: RemotePeer, clock: Clock, hooks: RemoteBusHooks) {
     this.peer = peer;
     this.#clock = clock;
-    this.#onDevices = onDevices;
+    this.#hooks = hooks;
   }
 
   get closed(): boolean {
@@ -88,22 +106,51 @@ export class RemoteBus implements MemoryPath {
     this.#devices.set(device, events);
   }
 
-  release(device: number): void {
-    this.#devices.delete(device);
+  release(device: number, events: RemoteEvents): void {
+    if (this.#devices.get(device) === events) this.#devices.delete(device);
   }
 
-  isClaimed(device: number): boolean {
-    return this.#devices.has(device);
+  /** The stand-in of a device. */
+  claimant(device: number): RemoteEvents | undefined {
+    return this.#devices.get(device);
+  }
+
+  /** The far side holds the memory of as many drivers as it may. */
+  get full(): boolean {
+    return this.#allRelays.size >= limits.peersPerBus;
+  }
+
+  /** What the far side has kept for too long. */
+  stuck(): StuckShare[] {
+    return [...this.#allRelays].flatMap(({ stuck }) => stuck ?? []);
+  }
+
+  /** A number for memory that the far side has not seen; 0 where there is only one driver, which is us. */
+  nextPeer(): number {
+    return this.peer.byPeer ? this.#nextPeer++ : 0;
   }
 
   /** Passes the memory of a driver on to the far side, for as long as one of its devices needs it. */
-  share(memory: SharedMemory): MemoryRelay {
+  share(memory: SharedMemory, owner: MemoryOwner): MemoryRelay {
     const known = this.#relays.get(memory);
     if (known !== undefined) return known.retain();
-    const peerNumber = this.peer.byPeer ? this.#nextPeer++ : 0;
-    const relay = new MemoryRelay(this, memory, peerNumber, this.#released, () => this.#relays.delete(memory));
+    const hooks = {
+      onLeft: () => void this.#relays.delete(memory),
+      onEnded: () => void this.#allRelays.delete(relay),
+      onStuck: (share: StuckShare, stuck: boolean) => this.#hooks.onStuck?.(share, stuck),
+    };
+    const relay: MemoryRelay = new MemoryRelay(
+      this,
+      memory,
+      owner,
+      this.nextPeer(),
+      this.#released,
+      this.#clock,
+      hooks,
+    );
     if (!this.peer.byPeer) this.#released = relay.ended;
     this.#relays.set(memory, relay);
+    this.#allRelays.add(relay);
     return relay;
   }
 
@@ -125,6 +172,12 @@ export class RemoteBus implements MemoryPath {
 
   async addRegion(body: Extract<BusRequest, { name: 'REGION_ADD' }>['body']): Promise<number> {
     const result = await this.busRequest('REGION_ADD', body);
+    return typeof result === 'string' ? errno[result] : result.errno;
+  }
+
+  /** Says whose memory a device uses, 0: nobody's. @returns 0 or an errno */
+  async bind(device: number, peer: number): Promise<number> {
+    const result = await this.busRequest('DEVICE_BIND', { device, reserved: 0, peer });
     return typeof result === 'string' ? errno[result] : result.errno;
   }
 
@@ -203,7 +256,7 @@ export class RemoteBus implements MemoryPath {
       this.#present.delete(device);
       this.#devices.get(device)?.onGone(`device ${device} was removed by the side that serves it`);
     }
-    this.#onDevices();
+    this.#hooks.onDevices();
     return true;
   }
 
@@ -215,5 +268,6 @@ export class RemoteBus implements MemoryPath {
     this.#present.clear();
     for (const device of [...this.#devices.values()]) device.onGone(reason);
     this.#devices.clear();
+    for (const relay of this.#allRelays) relay.abandon();
   }
 }

@@ -6,8 +6,8 @@ import { limits } from '../../kit/limits.ts';
 import { feature } from '../../virtio/features.ts';
 import type { TransportEvent, TransportRequest, TransportResponse } from '../../virtio-msg/transport-messages.ts';
 import type { MemoryRelay } from './memory-relay.ts';
-import type { RemoteEvents, RemoteResult } from './peer.ts';
-import type { RemoteBus } from './remote-bus.ts';
+import type { MemoryOwner, RemoteEvents, RemoteResult } from './peer.ts';
+import { checkFree, type RemoteBus } from './remote-bus.ts';
 
 const resetPollMs = 20;
 const noData = { offset: 0, length: 0, data: new Uint8Array(0) };
@@ -18,16 +18,10 @@ interface Connection {
 }
 
 export interface RemoteDeviceHooks {
+  /** Whose memory the device uses. */
+  readonly owner: MemoryOwner;
   onStatus(status: number, reason: string | null): void;
   onGone(reason: string): void;
-}
-
-/** @throws VmsgError unavailable, backend-busy */
-function checkFree(bus: RemoteBus, number: number): void {
-  if (!bus.has(number)) throw new VmsgError('unavailable', `the serving side has no device ${number}`);
-  if (bus.isClaimed(number)) {
-    throw new VmsgError('backend-busy', `device ${number} of the serving side is attached already`);
-  }
 }
 
 /** A device that another guest or bridge serves: messages are relayed, memory is passed on. */
@@ -92,7 +86,12 @@ export class RemoteDevice implements ServedDevice, RemoteEvents {
   }
 
   connect(link: DeviceLink): void {
-    const connection = { link, relay: this.#bus.share(link.memory) };
+    if (this.#bus.full) {
+      // Not from within: a bus is telling all of its devices.
+      void this.#order.then(() => this.#hooks.onGone('the serving side keeps the memory of too many drivers'));
+      return;
+    }
+    const connection = { link, relay: this.#bus.share(link.memory, this.#hooks.owner) };
     this.#connection = connection;
     this.#order = this.#order.then(() => this.#begin(connection.relay));
   }
@@ -100,11 +99,7 @@ export class RemoteDevice implements ServedDevice, RemoteEvents {
   /** Requests that come meanwhile follow in order. */
   async #begin(relay: MemoryRelay): Promise<void> {
     await relay.ready;
-    if (this.#bus.peer.byPeer) await this.#bind(relay.peer);
-  }
-
-  async #bind(peer: number): Promise<void> {
-    await this.#bus.busRequest('DEVICE_BIND', { device: this.#number, reserved: 0, peer });
+    if (this.#bus.peer.byPeer) await this.#bus.bind(this.#number, relay.peer);
   }
 
   onRequest(request: TransportRequest, token: number): void {
@@ -204,16 +199,17 @@ export class RemoteDevice implements ServedDevice, RemoteEvents {
       void this.#order.then(done);
       return;
     }
-    this.#order = this.#order.then(() => this.#finish(connection.relay));
+    // Resets the device, then takes the memory back: until then the far side may still write it.
+    const reset = this.#order.then(() => this.#resetRemote());
+    this.#order = connection.relay.release(reset, () => this.#unbind()).then(() => this.#noteStatus(0));
     void this.#order.then(done);
   }
 
-  /** Resets the device, then takes the memory back: until then the far side may still write it. */
-  async #finish(relay: MemoryRelay): Promise<void> {
-    await this.#resetRemote();
-    if (this.#bus.peer.byPeer) await this.#bind(0);
-    this.#noteStatus(0);
-    await relay.release();
+  async #unbind(): Promise<void> {
+    const claimant = this.#bus.claimant(this.#number);
+    // Whoever uses the device by now binds it to other memory.
+    const unused = claimant === undefined || (claimant === this && this.#connection === undefined);
+    if (this.#bus.peer.byPeer && unused) await this.#bus.bind(this.#number, 0);
   }
 
   async #resetRemote(): Promise<void> {
@@ -238,6 +234,6 @@ export class RemoteDevice implements ServedDevice, RemoteEvents {
 
   /** Gives the device of the far side up. */
   close(): void {
-    this.#bus.release(this.#number);
+    this.#bus.release(this.#number, this);
   }
 }

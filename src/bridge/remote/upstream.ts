@@ -93,7 +93,7 @@ export class Upstream {
       bus.close(reason);
     };
     const peer = new UpstreamPeer(transport, () => end('the other bridge does not read its ring'));
-    const bus = new RemoteBus(peer, this.#clock, () => {});
+    const bus = new RemoteBus(peer, this.#clock, { onDevices: () => {} });
     transport.start({
       onFrame: (frame) => receive(bus, frame, transport.terms.maxMessageSize),
       onRoom: () => peer.flush(),
