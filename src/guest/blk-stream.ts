@@ -1,6 +1,6 @@
 import { VmsgError } from '../kit/errors.ts';
 import { sectorBytes } from '../virtio/blk.ts';
-import type { GuestBuffer } from './memory.ts';
+import type { GuestBuffer } from './buffer.ts';
 
 export interface BlkStreamOptions {
   /** First byte, a multiple of 512; 0 by default. */
@@ -17,7 +17,7 @@ export interface BlkStreamOptions {
 export interface StreamSource {
   readonly capacityBytes: number;
   read(sector: number, into: GuestBuffer): Promise<unknown>;
-  readonly device: { alloc(bytes: number, align?: number): GuestBuffer; release(buffer: GuestBuffer): void };
+  readonly device: { allocEqual(count: number, bytes: number): GuestBuffer[]; release(buffer: GuestBuffer): void };
 }
 
 /** See `BlkDriver.stream`. */
@@ -30,8 +30,9 @@ export async function* readBlkStream(
   const whole = [offset, length, chunkBytes].every((n) => Number.isSafeInteger(n) && n >= 0 && n % sectorBytes === 0);
   if (!whole || chunkBytes === 0 || chunks < 1) throw new VmsgError('invalid-request', 'a stream has whole sectors');
   if (length === 0) return;
-  const most = Math.min(chunkBytes, length);
-  const buffers: GuestBuffer[] = [];
+  const wanted = Math.min(chunkBytes, length);
+  const buffers = blk.device.allocEqual(Math.min(chunks, Math.ceil(length / wanted)), wanted);
+  const most = buffers[0]!.length;
   /** Reads under way in order; each settles on its own, so that none is unhandled. */
   const reads: Array<Promise<{ part: GuestBuffer } | { error: unknown }>> = [];
   let started = 0;
@@ -48,7 +49,6 @@ export async function* readBlkStream(
     );
   };
   try {
-    for (let i = 0; i < Math.min(chunks, Math.ceil(length / most)); i++) buffers.push(blk.device.alloc(most, 4096));
     for (const buffer of buffers) startOne(buffer);
     for (let i = 0; reads.length > 0; i = (i + 1) % buffers.length) {
       const result = await reads[0]!;

@@ -13,10 +13,10 @@ import { blkFeature, FeatureSet } from '../virtio/features.ts';
 import { type Decoded, decode, encode, Malformed } from '../wire/layout.ts';
 import { encodeRanges, type RangeLimits, splitRanges } from './blk-ranges.ts';
 import { type BlkStreamOptions, readBlkStream } from './blk-stream.ts';
+import { type BusRange, GuestBuffer } from './buffer.ts';
 import type { GuestBus } from './bus.ts';
 import { VirtioDevice } from './device.ts';
 import { Emitter } from './emitter.ts';
-import { type BusRange, GuestBuffer } from './memory.ts';
 import type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 import { inParallel, Slots } from './slots.ts';
 
@@ -91,8 +91,9 @@ export class BlkDriver extends Emitter<BlkEvents> {
     this.queues = queues.length;
     this.#config = config;
     this.#depth = options.depth;
-    this.#transferBytes = options.transferBytes;
-    this.#slots = new Slots(makeSlots(device, queues, options.depth, options.transferBytes));
+    const slots = makeSlots(device, queues, options.depth, options.transferBytes);
+    this.#transferBytes = slots[0]!.data.length;
+    this.#slots = new Slots(slots);
     device.on('config', () => {
       this.#refresh().catch(() => {
         // The device has failed, which 'failed' tells; or the next change tells.
@@ -268,9 +269,11 @@ export class BlkDriver extends Emitter<BlkEvents> {
     part: { readonly offset: number; readonly length: number },
   ): Promise<void> {
     const slot = await this.#slots.take();
-    const direct = memory instanceof GuestBuffer;
-    const bytes = direct ? undefined : memory.subarray(part.offset, part.offset + part.length);
-    const data = direct ? memory.range(part.offset, part.length) : slot.data.range(0, part.length);
+    // Of other shared memory the device knows nothing.
+    const direct = memory instanceof GuestBuffer && memory.isOf(this.device.memory) ? memory : undefined;
+    const source = memory instanceof GuestBuffer ? memory.bytes : memory;
+    const bytes = direct === undefined ? source.subarray(part.offset, part.offset + part.length) : undefined;
+    const data = (direct ?? slot.data).range(direct === undefined ? 0 : part.offset, part.length);
     if (bytes !== undefined && type === blkRequestType.OUT) slot.data.bytes.set(bytes);
     await this.#request(slot, type, sector, type === blkRequestType.OUT ? [data] : [], [
       ...(type === blkRequestType.IN ? [data] : []),
@@ -357,12 +360,12 @@ async function readConfig(device: VirtioDevice): Promise<Decoded<typeof blkConfi
 }
 
 function makeSlots(device: VirtioDevice, queues: readonly VirtQueue[], depth: number, transferBytes: number): Slot[] {
-  const meta = device.alloc(depth * metaBytes);
-  const data = device.alloc(depth * transferBytes, 4096);
+  const meta = Array.from({ length: depth }, () => device.alloc(metaBytes));
+  const data = device.allocEqual(depth, transferBytes);
   return Array.from({ length: depth }, (_, i) => ({
     queue: queues[i % queues.length]!,
-    head: meta.slice(i * metaBytes, blkRequestHead.size),
-    status: meta.slice(i * metaBytes + statusOffset, 1),
-    data: data.slice(i * transferBytes, transferBytes),
+    head: meta[i]!.slice(0, blkRequestHead.size),
+    status: meta[i]!.slice(statusOffset, 1),
+    data: data[i]!,
   }));
 }

@@ -2,16 +2,25 @@ import { type Clock, systemClock } from '../kit/clock.ts';
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 import type { Fd } from '../libc/fd.ts';
-import { type BusEvent, deviceAdded, deviceRemoved } from '../virtio-msg/bus-messages.ts';
+import {
+  type BusEvent,
+  deviceAdded,
+  deviceRemoved,
+  queueNotifyCall,
+  queueNotifyKick,
+} from '../virtio-msg/bus-messages.ts';
 import type { CanonicalMessage } from '../virtio-msg/dialect.ts';
 import { type MessageHeader, typeBus } from '../virtio-msg/header.ts';
 import type { TransportEvent } from '../virtio-msg/transport-messages.ts';
+import type { BusAccess, QueueSignal } from './access.ts';
+import { BusMemories, type MemoryUse } from './bus-memories.ts';
 import type { Attachment, BusEvents, BusOptions, BusStatistics, DeviceHooks, Phase } from './bus-types.ts';
 import { listDevices } from './device-list.ts';
 import { Emitter } from './emitter.ts';
 import { serviceError } from './errno.ts';
 import { Link, type LinkCounters } from './link.ts';
-import { GuestMemory } from './memory.ts';
+import { LoopbackAccess } from './loopback-access.ts';
+import type { GuestMemory } from './memory.ts';
 import { Reconnector } from './reconnect.ts';
 import {
   type BusRequestBody,
@@ -35,8 +44,9 @@ import type { GuestTransport, TransportFactory, TransportTerms } from './transpo
  * contradicts its request, 'limit-reached' too many requests without an answer.
  */
 export class GuestBus extends Emitter<BusEvents> {
-  readonly memory: GuestMemory;
   readonly clock: Clock;
+  readonly #access: BusAccess;
+  readonly #memories: BusMemories;
   readonly #requests: RequestTable;
   readonly #devices = new Map<number, DeviceHooks>();
   readonly #counters: LinkCounters = { messagesIn: 0, messagesOut: 0, malformed: 0, dropped: 0 };
@@ -47,39 +57,56 @@ export class GuestBus extends Emitter<BusEvents> {
   #reconnects = 0;
   /** Device numbers known to exist, once the list was read. */
   #known: Set<number> | undefined;
-  /** Descriptors are handed over one request at a time, so that few wait at the service. */
-  #descriptorTurn: Promise<unknown> = Promise.resolve();
+  /** Things are handed over one request at a time, so that few wait at the service. */
+  #offerTurn: Promise<unknown> = Promise.resolve();
   #pings = 0;
 
-  private constructor(transport: GuestTransport, factory: TransportFactory, options: BusOptions) {
+  private constructor(transport: GuestTransport, access: BusAccess, options: BusOptions) {
     super();
+    this.#access = access;
     this.clock = options.clock ?? systemClock;
     this.#requests = new RequestTable(this.clock, options.requestTimeoutMs ?? limits.guestRequestTimeoutMs);
     this.#link = this.#makeLink(transport);
-    this.memory = new GuestMemory({
-      add: (fd, region, phase) =>
-        this.#busRequestWithFds('REGION_ADD', [fd], (first) => ({ ...region, reference: first }), phase),
-      remove: (region) => this.busRequest('REGION_DEL', { ...region, reserved: 0 }, 'reject'),
-    });
+    const announcer = {
+      add: (body: (transport: GuestTransport) => BusRequestBody<'REGION_ADD'>, phase: Phase) =>
+        this.#offer('REGION_ADD', body, phase),
+      remove: (region: { peer: number; area: number }) =>
+        this.busRequest('REGION_DEL', { ...region, reserved: 0 }, 'reject'),
+    };
+    this.#memories = new BusMemories(access, announcer, options.memoryBytes || undefined);
+    if (access.grants !== undefined) access.grants.release = (first, count) => this.#releaseGrants(first, count);
     const { reconnect = false } = options;
     if (reconnect !== false) {
       const totalMs = reconnect === true ? limits.guestReconnectDefaultMs : reconnect.totalMs;
-      this.#reconnector = new Reconnector(factory, this.clock, totalMs);
+      this.#reconnector = new Reconnector(access.connect, this.clock, totalMs);
     }
   }
 
-  /** Opens a bus over any transport; `connect` does so over the loopback bus. */
-  static async open(factory: TransportFactory, options: BusOptions = {}): Promise<GuestBus> {
-    const bus = new GuestBus(await factory(undefined), factory, options);
+  /** Opens a bus over any transport; `connect` does so over the loopback bus and over Xen. */
+  static async open(way: TransportFactory | BusAccess, options: BusOptions = {}): Promise<GuestBus> {
+    const access = typeof way === 'function' ? new LoopbackAccess(way) : way;
+    let bus: GuestBus | undefined;
     try {
+      bus = new GuestBus(await access.connect(undefined), access, options);
       bus.#link.start();
-      const bytes = options.memoryBytes ?? limits.guestMemoryDefaultBytes;
+      const bytes = options.memoryBytes ?? (access.grants === undefined ? limits.guestMemoryDefaultBytes : 0);
       if (bytes > 0) await bus.memory.addRegion(bytes);
       return bus;
     } catch (error) {
-      bus.close();
+      bus?.close();
+      access.close();
       throw error;
     }
+  }
+
+  /** The memory that devices of this bus can be pointed to. */
+  get memory(): GuestMemory {
+    return this.#memories.main;
+  }
+
+  /** The memory for one device: a device that another domain serves itself has memory of its own. */
+  memoryFor(device: number): Promise<MemoryUse> {
+    return this.#memories.use(device);
   }
 
   /** Terms of the present connection, or of the last one. */
@@ -139,27 +166,30 @@ export class GuestBus extends Emitter<BusEvents> {
     return this.#exchange('bus', message, onReplace, phase) as Promise<BusResponseBody<N>>;
   }
 
-  /**
-   * Makes descriptors the authoritative notification path of a queue (QUEUE_NOTIFY).
-   * @param kick eventfd on which the driver notifies
-   * @param call Unix socket on which the device notifies
-   */
-  async queueNotify(
-    device: number,
-    queue: number,
-    fds: { readonly kick?: number; readonly call?: number },
-    phase: Phase = 'normal',
-  ): Promise<void> {
-    const list = [fds.kick, fds.call].filter((fd) => fd !== undefined);
-    const flags = (fds.kick === undefined ? 0 : 1) | (fds.call === undefined ? 0 : 2);
-    const call = fds.kick === undefined ? 0 : 1;
-    const { errno } = await this.#busRequestWithFds(
+  /** Makes a signal the authoritative notification path of a queue (QUEUE_NOTIFY). */
+  async queueNotify(device: number, queue: number, signal: QueueSignal, phase: Phase = 'normal'): Promise<void> {
+    const flags = queueNotifyKick | queueNotifyCall;
+    const { errno } = await this.#offer(
       'QUEUE_NOTIFY',
-      list,
-      (first) => ({ device, queue, flags, kick: first, call: fds.call === undefined ? 0 : first + call }),
+      (transport) => ({ device, queue, flags, ...signal.offer(transport) }),
       phase,
     );
     if (errno !== 0) throw serviceError(`QUEUE_NOTIFY of queue ${queue}`, errno);
+  }
+
+  /** A signal for `queueNotify`; the caller closes it. */
+  makeQueueSignal(): QueueSignal {
+    return this.#access.makeQueueSignal();
+  }
+
+  async #releaseGrants(first: number, count: number): Promise<void> {
+    if (this.#state !== 'connected' || this.terms.persistentGrants !== true) return;
+    const { errno } = await this.busRequest('GRANT_RELEASE', { first, count }, 'reject').catch((error: unknown) => {
+      // A service that is gone has no mapping any more.
+      if (error instanceof VmsgError && error.code === 'bus-lost') return { errno: 0 };
+      throw error;
+    });
+    if (errno !== 0) throw serviceError(`GRANT_RELEASE of ${count} from ${first}`, errno);
   }
 
   /** Takes a descriptor that a response has named; the caller closes it. */
@@ -167,20 +197,18 @@ export class GuestBus extends Emitter<BusEvents> {
     return this.#link.transport.takeDescriptor(index);
   }
 
-  #busRequestWithFds<N extends 'REGION_ADD' | 'QUEUE_NOTIFY'>(
+  #offer<N extends 'REGION_ADD' | 'QUEUE_NOTIFY'>(
     name: N,
-    fds: readonly number[],
-    body: (first: number) => BusRequestBody<N>,
+    body: (transport: GuestTransport) => BusRequestBody<N>,
     phase: Phase,
   ): Promise<BusResponseBody<N>> {
     const send = async () => {
       this.#mustBeOpen();
       if (phase === 'normal' && this.#state !== 'connected') throw lostError('the bus is reconnecting');
-      const first = fds.length === 0 ? 0 : this.#link.transport.sendDescriptors(fds);
-      return this.busRequest(name, body(first), 'reject', phase);
+      return this.busRequest(name, body(this.#link.transport), 'reject', phase);
     };
-    const turn = this.#descriptorTurn.then(send, send);
-    this.#descriptorTurn = turn.catch(() => undefined);
+    const turn = this.#offerTurn.then(send, send);
+    this.#offerTurn = turn.catch(() => undefined);
     return turn;
   }
 
@@ -316,12 +344,12 @@ export class GuestBus extends Emitter<BusEvents> {
     this.#reconnects += 1;
     if (!resumed) this.#loseDevices(lostError('the service did not keep the devices'));
     this.#link.start();
-    await this.memory.announce();
+    await this.#memories.announce();
     const devices = [...this.#devices.values()];
     for (const hooks of devices) await hooks.rewire();
     this.#state = 'connected';
     for (const frame of this.#requests.resume()) this.#link.send(frame);
-    this.memory.connected();
+    this.#memories.connected();
     this.emit('reconnected', { epoch: transport.terms.epoch, resumed });
     await Promise.all(devices.map((hooks) => hooks.resumed()));
     await this.#compareDevices();
@@ -349,7 +377,8 @@ export class GuestBus extends Emitter<BusEvents> {
     this.#state = 'closed';
     this.#link.transport.close();
     this.#loseDevices(error);
-    this.memory.lost(error);
+    this.#memories.lost(error);
+    this.#access.close();
     this.emit('lost', error);
   }
 
@@ -361,7 +390,8 @@ export class GuestBus extends Emitter<BusEvents> {
       this.#link.transport.close();
       this.#loseDevices(lostError('the bus was closed'));
     }
-    this.memory.close();
+    this.#memories.close();
+    this.#access.close();
   }
 }
 

@@ -1,18 +1,18 @@
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 import { configBytesPerMessage } from '../virtio-msg/transport-messages.ts';
-import type { GuestBus } from './bus.ts';
+import type { DeviceRequests } from './requests.ts';
 
 const strictGeneration = 1;
 
 /** The configuration space of one device, in as many messages as it takes (D5, GET_CONFIG and SET_CONFIG). */
 export class ConfigSpace {
-  readonly #bus: GuestBus;
+  readonly #bus: DeviceRequests;
   readonly #device: number;
   /** Bytes. */
   readonly size: number;
 
-  constructor(bus: GuestBus, device: number, size: number) {
+  constructor(bus: DeviceRequests, device: number, size: number) {
     this.#bus = bus;
     this.#device = device;
     this.size = size;

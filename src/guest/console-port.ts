@@ -1,8 +1,8 @@
 import { BoundedQueue } from '../kit/bounded-queue.ts';
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
+import type { GuestBuffer } from './buffer.ts';
 import { Emitter } from './emitter.ts';
-import type { GuestBuffer } from './memory.ts';
 import type { VirtQueue } from './queue.ts';
 import { Slots } from './slots.ts';
 
@@ -19,17 +19,14 @@ export interface ConsolePortParts {
   readonly id: number;
   readonly receive: VirtQueue;
   readonly transmit: VirtQueue;
-  /** `portBytes` of it. */
-  readonly memory: GuestBuffer;
+  /** A buffer for each direction and number. */
+  readonly memory: readonly GuestBuffer[];
   /** Buffers for each direction. */
   readonly buffers: number;
   readonly bufferBytes: number;
   /** Tells the device that our side is open or closed; undefined without MULTIPORT, where it always is open. */
   readonly tellOpen: ((open: boolean) => Promise<void>) | undefined;
 }
-
-/** Memory that a port needs. */
-export const portBytes = (buffers: number, bufferBytes: number): number => 2 * buffers * bufferBytes;
 
 type Received = { readonly buffer: GuestBuffer; readonly length: number } | 'end';
 
@@ -64,15 +61,14 @@ export class ConsolePort extends Emitter<ConsolePortEvents> {
     super();
     this.id = parts.id;
     this.#parts = parts;
-    const { buffers, bufferBytes, memory } = parts;
+    const { buffers, memory } = parts;
     const single = parts.tellOpen === undefined;
     this.#console = single;
     this.#hostOpen = single;
     this.#open = single;
-    const slice = (i: number): GuestBuffer => memory.slice(i * bufferBytes, bufferBytes);
-    this.#slots = new Slots(Array.from({ length: buffers }, (_, i) => slice(i)));
+    this.#slots = new Slots(memory.slice(0, buffers));
     this.#received = new BoundedQueue(2 * buffers + 1);
-    for (let i = 0; i < buffers; i++) this.#offer(slice(buffers + i));
+    for (const buffer of memory.slice(buffers)) this.#offer(buffer);
   }
 
   /** As the device says; empty while it has not. */

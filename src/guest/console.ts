@@ -11,11 +11,11 @@ import {
 import { deviceId } from '../virtio/device-ids.ts';
 import { consoleFeature, FeatureSet } from '../virtio/features.ts';
 import { type Decoded, decode, encode, Malformed } from '../wire/layout.ts';
+import type { GuestBuffer } from './buffer.ts';
 import type { GuestBus } from './bus.ts';
-import { ConsolePort, portBytes } from './console-port.ts';
+import { ConsolePort } from './console-port.ts';
 import { VirtioDevice } from './device.ts';
 import { Emitter } from './emitter.ts';
-import type { GuestBuffer } from './memory.ts';
 import type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 import { Slots } from './slots.ts';
 
@@ -68,7 +68,7 @@ export class ConsoleDriver extends Emitter<ConsoleEvents> {
   readonly #control: { readonly receive: VirtQueue; readonly transmit: VirtQueue } | undefined;
   readonly #options: Required<Pick<ConsoleOptions, 'buffers' | 'bufferBytes'>>;
   /** By port. */
-  readonly #memory: readonly GuestBuffer[];
+  readonly #memory: ReadonlyArray<readonly GuestBuffer[]>;
   /** Made when first announced; one that was taken away comes back as itself. */
   readonly #known = new Map<number, ConsolePort>();
   readonly #ports = new Map<number, ConsolePort>();
@@ -89,7 +89,8 @@ export class ConsoleDriver extends Emitter<ConsoleEvents> {
     this.#control = control;
     this.#options = options;
     // All at once: when memory is short, `open` says so.
-    this.#memory = queues.map(() => device.alloc(portBytes(options.buffers, options.bufferBytes)));
+    const { buffers, bufferBytes } = options;
+    this.#memory = queues.map(() => Array.from({ length: 2 * buffers }, () => device.alloc(bufferBytes)));
     const memory = control === undefined ? undefined : device.alloc(controlBuffers * consoleControl.size);
     const slots = memory === undefined ? 0 : controlBuffers;
     this.#messages = new Slots(

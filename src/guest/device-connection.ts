@@ -1,20 +1,59 @@
 import { LoopbackResources } from '../device/loopback-resources.ts';
 import { RingPort } from '../device/ring-port.ts';
+import type { Clock } from '../kit/clock.ts';
 import { limits } from '../kit/limits.ts';
-import type { Scope } from '../kit/scope.ts';
+import { type Closable, Scope } from '../kit/scope.ts';
 import { drainDoorbell, ringDoorbell } from '../libc/doorbell.ts';
-import type { Messenger } from '../libc/messenger.ts';
+import { Messenger } from '../libc/messenger.ts';
 import type { Poller } from '../libc/poll.ts';
 import type { Admission, BusPort, GuestConnection } from '../ports/bus.ts';
 import { descriptors, headOf, packetType } from '../virtio-msg/loopback-handshake.ts';
 import { RingConsumer, RingProducer } from '../virtio-msg/ring.ts';
 import { decode, encode, Malformed } from '../wire/layout.ts';
-import { type Established, packetTypeOf } from './loopback-handshake.ts';
+import { type Established, handshake, packetTypeOf } from './loopback-handshake.ts';
+
+export interface DeviceAccessHandlers {
+  /** Comes once, unless we closed the connection; all of it is released then. */
+  onLost(reason: string): void;
+  /** Something that is shared cannot be used: what, why, and what to check. */
+  diagnosed(text: string): void;
+}
+
+/** How a guest that serves devices reaches its bus. Outlives connections. */
+export interface DeviceAccess extends Closable {
+  /** Rejects as `connect` of the package does. */
+  connect(handlers: DeviceAccessHandlers): Promise<GuestConnection>;
+}
+
+export interface LoopbackDeviceOptions {
+  readonly path: string;
+  readonly maxMessageSize: number;
+  readonly clock: Clock;
+  readonly poller: Poller;
+}
 
 const packetsPerTurn = 32;
+const ringSlots = 255;
+
+/** A loopback bus of role `device`. */
+export const loopbackDeviceAccess = (options: LoopbackDeviceOptions): DeviceAccess => ({
+  async connect({ onLost }) {
+    const scope = new Scope();
+    try {
+      const messenger = scope.own(new Messenger(limits.handshakeMessageMaxBytes, limits.fdsPerMessage));
+      const way = { role: 'device', queueNotify: false, resume: undefined, onTerms: undefined } as const;
+      const established = await handshake({ ...options, ...way, messenger, ringSlots }, scope);
+      return new DeviceConnection(established, messenger, options.poller, scope, onLost);
+    } catch (error) {
+      scope.close();
+      throw error;
+    }
+  },
+  close() {},
+});
 
 /** The connection of a guest that serves devices: what the session on its side needs of the loopback bus. */
-export class DeviceConnection implements GuestConnection {
+class DeviceConnection implements GuestConnection {
   readonly port: BusPort;
   readonly resources: LoopbackResources;
   readonly admission: Admission;

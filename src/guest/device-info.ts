@@ -1,7 +1,7 @@
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 import { deviceName } from '../virtio/device-ids.ts';
-import type { GuestBus } from './bus.ts';
+import type { DeviceRequests } from './requests.ts';
 
 /** What a device says about itself (D5, GET_DEVICE_INFO). */
 export interface DeviceInfo {
@@ -29,7 +29,7 @@ function uuidText(bytes: Uint8Array): string | undefined {
  * Reads the description of a device; changes nothing, and works while somebody else drives it.
  * @throws VmsgError 'not-found' when there is no such device
  */
-export async function deviceInfo(bus: GuestBus, number: number): Promise<DeviceInfo> {
+export async function deviceInfo(bus: DeviceRequests, number: number): Promise<DeviceInfo> {
   if (!Number.isInteger(number) || number < 0 || number > 0xffff) {
     throw new VmsgError('invalid-request', `a device number is 0..65535, not ${number}`);
   }

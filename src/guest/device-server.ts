@@ -8,32 +8,51 @@ import { errno } from '../kit/errno.ts';
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 import { type Scheduler, systemScheduler } from '../kit/scheduler.ts';
-import { Scope } from '../kit/scope.ts';
-import { Messenger } from '../libc/messenger.ts';
 import { LoopPoller, type Poller } from '../libc/poll.ts';
 import type { Backend } from '../ports/backend.ts';
+import type { GuestConnection } from '../ports/bus.ts';
+import type { Hypervisor } from '../ports/hypervisor.ts';
 import { dialectD5 } from '../virtio-msg/dialect.ts';
-import { DeviceConnection } from './device-connection.ts';
+import { XenHypervisor } from '../xen/hypervisor.ts';
+import { type DeviceAccess, loopbackDeviceAccess } from './device-connection.ts';
 import { Emitter } from './emitter.ts';
-import { handshake } from './loopback-handshake.ts';
+import type { XenOptions } from './xen-access.ts';
+import { XenDeviceAccess } from './xen-device.ts';
 
-export interface DeviceServerOptions {
-  /** Path of a bus whose role is `device`. */
-  readonly path: string;
+interface DeviceServerParts {
   /** Connect again when the connection is lost, for at most `totalMs`; drivers see their devices leave and come. */
   readonly reconnect?: { readonly totalMs: number };
-  /** Largest message this guest handles, bytes; 264 by default. */
-  readonly maxMessageSize?: number;
   readonly clock?: Clock;
   readonly poller?: Poller;
   readonly scheduler?: Scheduler;
 }
+
+/** Where the bus is, whose role is `device`. */
+export type DeviceServerOptions = DeviceServerParts &
+  (
+    | {
+        /** Path of a loopback bus. */
+        readonly path: string;
+        /** Largest message this guest handles, bytes; 264 by default. */
+        readonly maxMessageSize?: number;
+        readonly xen?: undefined;
+      }
+    | {
+        /** A bus of this Xen domain. */
+        readonly xen: Omit<XenOptions, 'memory' | 'persistent' | 'queueNotify'>;
+        readonly path?: undefined;
+        /** Another one than this machine's, for tests. */
+        readonly hypervisor?: Hypervisor;
+      }
+  );
 
 export interface DeviceServerEvents {
   /** Connected again after a loss. */
   reconnected: { readonly epoch: bigint };
   /** The connection is gone for good. */
   lost: VmsgError;
+  /** Something that a driver shares cannot be used: what, why, and what to check. */
+  diagnosed: { readonly text: string };
 }
 
 interface Served {
@@ -43,7 +62,6 @@ interface Served {
   peer: number;
 }
 
-const ringSlots = 255;
 const retryMs = 100;
 
 /**
@@ -53,8 +71,8 @@ const retryMs = 100;
  */
 export class DeviceServer extends Emitter<DeviceServerEvents> {
   readonly #o: DeviceServerOptions;
+  readonly #access: DeviceAccess;
   readonly #clock: Clock;
-  readonly #poller: Poller;
   readonly #scheduler: Scheduler;
   readonly #devices = new Map<number, Served>();
   readonly #hosts = new Map<number, DeviceHost>();
@@ -65,37 +83,32 @@ export class DeviceServer extends Emitter<DeviceServerEvents> {
     super();
     this.#o = options;
     this.#clock = options.clock ?? systemClock;
-    this.#poller = options.poller ?? new LoopPoller();
     this.#scheduler = options.scheduler ?? systemScheduler;
+    this.#access = accessOf(options, this.#clock, options.poller ?? new LoopPoller());
   }
 
   /** Rejects as `connect` does. */
   static async open(options: DeviceServerOptions): Promise<DeviceServer> {
     const server = new DeviceServer(options);
-    await server.#connect();
-    return server;
-  }
-
-  async #connect(): Promise<bigint> {
-    const scope = new Scope();
     try {
-      const messenger = scope.own(new Messenger(limits.handshakeMessageMaxBytes, limits.fdsPerMessage));
-      const { path, maxMessageSize = limits.messageSizeMaxBytes } = this.#o;
-      const parts = { path, clock: this.#clock, poller: this.#poller, messenger, maxMessageSize, ringSlots };
-      const established = await handshake(
-        { ...parts, role: 'device', queueNotify: false, resume: undefined, onTerms: undefined },
-        scope,
-      );
-      const onLost = (reason: string): void => this.#onLost(reason);
-      this.#begin(new DeviceConnection(established, messenger, this.#poller, scope, onLost));
-      return established.terms.epoch;
+      await server.#connect();
+      return server;
     } catch (error) {
-      scope.close();
+      server.#access.close();
       throw error;
     }
   }
 
-  #begin(connection: DeviceConnection): void {
+  async #connect(): Promise<bigint> {
+    const connection = await this.#access.connect({
+      onLost: (reason) => this.#onLost(reason),
+      diagnosed: (text) => this.emit('diagnosed', { text }),
+    });
+    this.#begin(connection);
+    return connection.admission.epoch;
+  }
+
+  #begin(connection: GuestConnection): void {
     const session = new BusSession({
       connection,
       dialect: dialectD5,
@@ -206,7 +219,16 @@ export class DeviceServer extends Emitter<DeviceServerEvents> {
     this.#devices.clear();
     this.#hosts.clear();
     await Promise.all(served.map(({ backend }) => backend.close()));
+    this.#access.close();
   }
+}
+
+function accessOf(options: DeviceServerOptions, clock: Clock, poller: Poller): DeviceAccess {
+  if (options.xen !== undefined) {
+    return new XenDeviceAccess(options.hypervisor ?? new XenHypervisor(poller), clock, options.xen);
+  }
+  const { path, maxMessageSize = limits.messageSizeMaxBytes } = options;
+  return loopbackDeviceAccess({ path, maxMessageSize, clock, poller });
 }
 
 /** Connects to a bus of role `device` and serves devices on it. Rejects as `connect` does. */

@@ -3,13 +3,15 @@ import { limits } from '../kit/limits.ts';
 import { deviceName } from '../virtio/device-ids.ts';
 import { FeatureSet, feature } from '../virtio/features.ts';
 import { describeStatus, status } from '../virtio/status.ts';
+import type { GuestBuffer } from './buffer.ts';
 import type { GuestBus } from './bus.ts';
+import type { MemoryUse } from './bus-memories.ts';
 import type { Attachment, DeviceHooks } from './bus-types.ts';
 import { ConfigSpace } from './config-space.ts';
 import { type DeviceInfo, deviceInfo } from './device-info.ts';
 import { Emitter } from './emitter.ts';
 import { offeredFeatures, writeFeatures } from './feature-blocks.ts';
-import type { GuestBuffer } from './memory.ts';
+import type { GuestMemory } from './memory.ts';
 import type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 import { openQueue } from './queue-setup.ts';
 
@@ -27,6 +29,7 @@ export interface DeviceOptions extends RingOptions {
   readonly features?: FeatureSet;
 }
 
+const pageBytes = 4096;
 /** Bits that every device on this bus offers and every driver accepts. */
 const required = FeatureSet.of(feature.VERSION_1, feature.ACCESS_PLATFORM);
 /** What the queues of this library can do. */
@@ -46,6 +49,9 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
   readonly info: DeviceInfo;
   readonly config: ConfigSpace;
   readonly bus: GuestBus;
+  /** Memory that this device can be pointed to; the bus's own, unless another domain serves the device itself. */
+  readonly memory: GuestMemory;
+  readonly #memoryUse: MemoryUse;
   readonly #attachment: Attachment;
   readonly #queues = new Map<number, VirtQueue>();
   readonly #buffers = new Set<GuestBuffer>();
@@ -54,10 +60,12 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
   #status = 0;
   #failure: VmsgError | undefined;
 
-  private constructor(bus: GuestBus, info: DeviceInfo) {
+  private constructor(bus: GuestBus, info: DeviceInfo, use: MemoryUse) {
     super();
     this.bus = bus;
     this.info = info;
+    this.memory = use.memory;
+    this.#memoryUse = use;
     this.config = new ConfigSpace(bus, info.number, info.configSize);
     const hooks: DeviceHooks = {
       onConfig: (event) => this.#onConfig(event),
@@ -82,7 +90,7 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
     if (options.type !== undefined && info.type !== options.type) {
       throw new VmsgError('invalid-request', `device ${number} is ${info.name}, not ${deviceName(options.type)}`);
     }
-    const device = new VirtioDevice(bus, info);
+    const device = await VirtioDevice.#take(bus, info);
     try {
       await device.#reset();
       await device.#addStatus(status.ACKNOWLEDGE);
@@ -91,6 +99,16 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
       return device;
     } catch (error) {
       await device.close();
+      throw error;
+    }
+  }
+
+  static async #take(bus: GuestBus, info: DeviceInfo): Promise<VirtioDevice> {
+    const use = await bus.memoryFor(info.number);
+    try {
+      return new VirtioDevice(bus, info, use);
+    } catch (error) {
+      use.end();
       throw error;
     }
   }
@@ -183,7 +201,8 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
   async addQueue(index: number, options: QueueOptions = {}): Promise<VirtQueue> {
     this.#mustWork();
     if (this.#queues.has(index)) throw new VmsgError('in-use', `queue ${index} is set up already`);
-    const parts = { device: this.info.number, index, features: this.#features, bus: this.bus, options };
+    const { bus, memory } = this;
+    const parts = { device: this.info.number, index, features: this.#features, bus, memory, options };
     const queue = await openQueue(
       parts,
       (error) => this.#end(error),
@@ -199,9 +218,26 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
   /** Memory for requests of this device. It goes back with `release`, or when the device has let go of it. */
   alloc(bytes: number, align?: number): GuestBuffer {
     this.#mustWork();
-    const buffer = this.bus.memory.alloc(bytes, align);
+    const buffer = this.memory.alloc(bytes, align);
     this.#buffers.add(buffer);
     return buffer;
+  }
+
+  /**
+   * Several buffers of one size, aligned to pages: of `bytes` or, where memory is made of grants that are not in a row,
+   * half as much and so on, down to a page.
+   */
+  allocEqual(count: number, bytes: number): GuestBuffer[] {
+    const buffers: GuestBuffer[] = [];
+    try {
+      while (buffers.length < count) buffers.push(this.alloc(bytes, pageBytes));
+      return buffers;
+    } catch (error) {
+      for (const buffer of buffers) this.release(buffer);
+      const isShort = error instanceof VmsgError && error.code === 'limit-reached';
+      if (!isShort || !this.memory.scattered || bytes % (2 * pageBytes) !== 0) throw error;
+      return this.allocEqual(count, bytes / 2);
+    }
   }
 
   /** Gives memory of `alloc` back, unless a failed device may still write to it: then `close` does. */
@@ -260,6 +296,7 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
     this.#attachment.end();
     for (const queue of this.#queues.values()) queue.close(quiet);
     if (quiet) for (const buffer of this.#buffers) buffer.free();
+    this.#memoryUse.end();
   }
 
   /**

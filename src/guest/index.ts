@@ -7,9 +7,10 @@ export type { Backend, BackendDescription, BackendRequest } from '../ports/backe
 export { FeatureSet, feature } from '../virtio/features.ts';
 export { BlkDriver, type BlkEvents, type BlkOptions } from './blk.ts';
 export type { BlkStreamOptions } from './blk-stream.ts';
+export { type BusRange, GuestBuffer } from './buffer.ts';
 export { GuestBus } from './bus.ts';
 export type { BusEvents, BusOptions, BusStatistics } from './bus-types.ts';
-export { type ConnectOptions, connect } from './connect.ts';
+export { type ConnectOptions, connect, connectXen, type XenConnectOptions } from './connect.ts';
 export { ConsoleDriver, type ConsoleEvents, type ConsoleOptions, type ConsoleSize } from './console.ts';
 export type { ConsolePort, ConsolePortEvents } from './console-port.ts';
 export { type DeviceEvents, type DeviceOptions, VirtioDevice } from './device.ts';
@@ -17,7 +18,7 @@ export { type DeviceInfo, deviceInfo } from './device-info.ts';
 export { DeviceServer, type DeviceServerEvents, type DeviceServerOptions, serveDevices } from './device-server.ts';
 export { offeredFeatures } from './feature-blocks.ts';
 export { type LoopbackOptions, loopbackFactory } from './loopback-transport.ts';
-export { type BusRange, GuestBuffer, GuestMemory } from './memory.ts';
+export { GuestMemory } from './memory.ts';
 export type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 export { RngDriver } from './rng.ts';
 export { type DeviceMemory, openDeviceMemory } from './shared-memory.ts';
@@ -29,3 +30,4 @@ export type {
   TransportHandlers,
   TransportTerms,
 } from './transport.ts';
+export type { XenOptions } from './xen-access.ts';

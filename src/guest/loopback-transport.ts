@@ -8,8 +8,8 @@ import type { Fd } from '../libc/fd.ts';
 import { Messenger, type Received } from '../libc/messenger.ts';
 import { LoopPoller, type Poller, type Watch } from '../libc/poll.ts';
 import { descriptors, headOf, packetType } from '../virtio-msg/loopback-handshake.ts';
-import { RingConsumer, RingProducer } from '../virtio-msg/ring.ts';
 import { decode, encode, Malformed } from '../wire/layout.ts';
+import { FrameRings } from './frame-rings.ts';
 import { type Established, handshake, packetTypeOf, refusalError } from './loopback-handshake.ts';
 import type {
   GuestTransport,
@@ -80,33 +80,32 @@ class LoopbackTransport implements GuestTransport {
   readonly #established: Established;
   readonly #messenger: Messenger;
   readonly #poller: Poller;
-  readonly #scheduler: Scheduler;
   readonly #scope: Scope;
-  readonly #producer: RingProducer;
-  readonly #consumer: RingConsumer;
-  readonly #slot: Uint8Array;
+  readonly #rings: FrameRings;
   #handlers: TransportHandlers | undefined;
   #doorbellWatch: Watch | undefined;
   #nextDescriptor = 0;
   /** Descriptors of the service that no one has asked for yet. */
   readonly #received = new Map<number, Fd>();
-  #draining = false;
 
   constructor(established: Established, messenger: Messenger, poller: Poller, scheduler: Scheduler, scope: Scope) {
     this.#established = established;
     this.#messenger = messenger;
     this.#poller = poller;
-    this.#scheduler = scheduler;
     this.#scope = scope;
     this.terms = established.terms;
     scope.defer(() => {
       for (const fd of this.#received.values()) fd.close();
       this.#received.clear();
     });
-    const { toService, toGuest, slotSize, sleepWords } = established;
-    this.#producer = new RingProducer(toService, slotSize, sleepWords);
-    this.#consumer = new RingConsumer(toGuest, slotSize, sleepWords);
-    this.#slot = new Uint8Array(slotSize);
+    const { toService, toGuest, slotSize, sleepWords, doorbell } = established;
+    const ring = (): void => {
+      this.counters.doorbellsOut += 1;
+      // A peer that is gone shows on the control socket.
+      ringDoorbell(doorbell.number);
+    };
+    const onBroken = (error: Error): void => this.#lose(error);
+    this.#rings = scope.own(new FrameRings({ toService, toGuest, slotSize, sleepWords, scheduler, ring, onBroken }));
   }
 
   start(handlers: TransportHandlers): void {
@@ -116,20 +115,11 @@ class LoopbackTransport implements GuestTransport {
     this.#scope.own(controlWatch);
     const watch = this.#poller.watch(doorbell.number, () => this.#onDoorbell());
     this.#doorbellWatch = this.#scope.own(watch);
-    this.#drain();
+    this.#rings.start(handlers);
   }
 
   sendFrame(frame: Uint8Array): 'sent' | 'full' {
-    if (this.#scope.closed) return 'sent';
-    const result = this.#producer.push(frame);
-    if (result === 'full') return 'full';
-    if (result === 'broken') {
-      // Not from within the caller, who is in the middle of something.
-      this.#scheduler.later(() => this.#lose(brokenRing()));
-      return 'sent';
-    }
-    if (this.#producer.publish()) this.#ring();
-    return 'sent';
+    return this.#rings.send(frame);
   }
 
   sendDescriptors(fds: readonly number[]): number {
@@ -144,54 +134,13 @@ class LoopbackTransport implements GuestTransport {
     return first;
   }
 
-  #ring(): void {
-    this.counters.doorbellsOut += 1;
-    // A peer that is gone shows on the control socket.
-    ringDoorbell(this.#established.doorbell.number);
-  }
-
   #onDoorbell(): void {
     this.counters.doorbellsIn += 1;
     // What stays in the socket calls again.
     if (drainDoorbell(this.#established.doorbell.number, limits.guestDoorbellReads) === 'closed') {
       this.#doorbellWatch?.pause();
     }
-    this.#handlers?.onRoom();
-    this.#drain();
-  }
-
-  /** Takes a bounded batch, then lets others have their turn. */
-  #drain(): void {
-    if (this.#draining) return;
-    this.#draining = true;
-    for (let i = 0; i < limits.channelBatchMessages; i++) {
-      if (this.#scope.closed) return;
-      const result = this.#consumer.pop(this.#slot);
-      if (result === 'broken') {
-        this.#lose(brokenRing());
-        return;
-      }
-      if (result === 'message') this.#handlers?.onFrame(this.#slot);
-      else {
-        this.#release();
-        if (this.#consumer.sleep()) {
-          this.#draining = false;
-          return;
-        }
-      }
-    }
-    if (this.#scope.closed) return;
-    this.#release();
-    this.#scheduler.later(() => {
-      this.#draining = false;
-      if (this.#scope.closed) return;
-      this.#handlers?.onRoom();
-      this.#drain();
-    });
-  }
-
-  #release(): void {
-    if (this.#consumer.release()) this.#ring();
+    this.#rings.wake();
   }
 
   takeDescriptor(index: number): Fd | undefined {
@@ -242,5 +191,3 @@ class LoopbackTransport implements GuestTransport {
     this.#scope.close();
   }
 }
-
-const brokenRing = (): VmsgError => new VmsgError('protocol-violation', 'the service wrote an invalid ring index');

@@ -1,111 +1,91 @@
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
-import type { Fd } from '../libc/fd.ts';
-import { Mapping } from '../libc/mapping.ts';
-import { createMemfd } from '../libc/memfd.ts';
+import type { BusAccess, OwnRegion } from './access.ts';
 import { RangeAllocator } from './allocator.ts';
+import { GuestBuffer } from './buffer.ts';
 import { serviceError } from './errno.ts';
+import type { GrantArena } from './grant-arena.ts';
 import type { BusRequestBody, BusResponseBody } from './requests.ts';
+import type { GuestTransport } from './transport.ts';
 
 const pageBytes = 4096;
-const areaMax = 0x7fff;
+/** Ids above are the service's. */
+const areaMax = 0x7eff;
 
 /** How memory tells the service about regions; 'resume' while a new connection is made ready. */
 export interface RegionAnnouncer {
   add(
-    fd: number,
-    region: Omit<BusRequestBody<'REGION_ADD'>, 'reference'>,
+    body: (transport: GuestTransport) => BusRequestBody<'REGION_ADD'>,
     phase: 'normal' | 'resume',
   ): Promise<BusResponseBody<'REGION_ADD'>>;
   remove(region: { peer: number; area: number }): Promise<BusResponseBody<'REGION_DEL'>>;
 }
 
+/** Area ids of one bus. */
+export class AreaIds {
+  readonly #used = new Set<number>();
+  #last = 0;
+
+  /** The next one, so that one is not used again soon. */
+  take(): number {
+    do this.#last = this.#last === areaMax ? 1 : this.#last + 1;
+    while (this.#used.has(this.#last));
+    this.#used.add(this.#last);
+    return this.#last;
+  }
+
+  give(area: number): void {
+    this.#used.delete(area);
+  }
+}
+
 interface Region {
   readonly area: number;
-  readonly fd: Fd;
-  readonly mapping: Mapping;
+  readonly memory: OwnRegion;
+  readonly length: number;
   readonly allocator: RangeAllocator;
   /** 'adding': the service may not know it yet; 'removing': nothing is allocated from it any more. */
   state: 'adding' | 'added' | 'removing';
 }
 
-/** A range of bus memory that a device can be pointed to. */
-export interface BusRange {
-  /** Upper and lower half of the bus address. */
-  readonly hi: number;
-  readonly lo: number;
-  /** Bytes. */
-  readonly length: number;
-}
-
-/** Shared memory that devices read and write directly. What a device may write can change at any time. */
-export class GuestBuffer implements BusRange {
-  /** Of length 0 once the bus is closed. */
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  readonly hi: number;
-  readonly lo: number;
-  #release: (() => void) | undefined;
-
-  constructor(bytes: Uint8Array<ArrayBuffer>, hi: number, lo: number, release: () => void) {
-    this.bytes = bytes;
-    this.hi = hi;
-    this.lo = lo;
-    this.length = bytes.length;
-    this.#release = release;
-  }
-
-  readonly length: number;
-
-  get busAddress(): bigint {
-    return (BigInt(this.hi) << 32n) | BigInt(this.lo);
-  }
-
-  /** A part of it, as a device sees it. A region is at most 4 GiB, so the upper half never changes. */
-  range(offset: number, length: number): BusRange {
-    if (offset < 0 || length < 1 || offset + length > this.length) {
-      throw new VmsgError('invalid-request', `bytes ${offset}..${offset + length} of a buffer of ${this.length}`);
-    }
-    return { hi: this.hi, lo: this.lo + offset, length };
-  }
-
-  /** A part of it as a buffer that is not freed by itself. */
-  slice(offset: number, length: number): GuestBuffer {
-    const { hi, lo } = this.range(offset, length);
-    return new GuestBuffer(this.bytes.subarray(offset, offset + length), hi, lo, () => {});
-  }
-
-  /** Gives the memory back. No device may use it any more: requests on it have ended. Idempotent. */
-  free(): void {
-    const release = this.#release;
-    this.#release = undefined;
-    release?.();
-  }
+export interface GuestMemoryParts {
+  readonly announcer: RegionAnnouncer;
+  readonly access: Pick<BusAccess, 'makeRegion'>;
+  readonly areas: AreaIds;
+  /** Domain that maps this memory; undefined: that of the service. */
+  readonly peer?: number;
+  /** Where memory comes from that no region has. */
+  readonly grants?: GrantArena | undefined;
 }
 
 /**
- * The memory that this guest shares with the service: sealed memfds, each a region with a bus address of
- * `area << 48 | offset` (docs/protocol/loopback.md, "Memory").
+ * The memory that this guest shares: regions with a bus address of `area << 48 | offset`, announced to the service
+ * (docs/protocol/loopback.md, "Memory"), and on Xen, where they were asked for, grants (docs/protocol/xen-bus.md).
  */
 export class GuestMemory {
-  readonly #announcer: RegionAnnouncer;
+  readonly #parts: GuestMemoryParts;
   readonly #regions = new Map<number, Region>();
   /** Calls that wait until the bus is connected again, or for good lost. */
   #waiting: Array<{ resolve: () => void; reject: (error: Error) => void }> = [];
-  #lastArea = 0;
   /** Why there will be no other connection. */
   #ended: Error | undefined;
 
-  constructor(announcer: RegionAnnouncer) {
-    this.#announcer = announcer;
+  constructor(parts: GuestMemoryParts) {
+    this.#parts = parts;
   }
 
   /** Regions with their size and use, in bytes and buffers. */
   get regions(): ReadonlyArray<{ readonly area: number; readonly bytes: number; readonly buffers: number }> {
-    return [...this.#regions.values()].map(({ area, mapping, allocator }) => ({
+    return [...this.#regions.values()].map(({ area, length, allocator }) => ({
       area,
-      bytes: mapping.length,
+      bytes: length,
       buffers: allocator.count,
     }));
+  }
+
+  /** Whether it is made of grants: a large buffer needs references in a row, which the kernel may not have. */
+  get scattered(): boolean {
+    return this.#parts.grants !== undefined;
   }
 
   /**
@@ -133,36 +113,17 @@ export class GuestMemory {
   }
 
   #makeRegion(bytes: number): Region {
-    const fd = createMemfd('vmsg-region', bytes);
-    try {
-      const mapping = Mapping.map(fd.number, 0, bytes, { writable: true });
-      return { area: this.#freeArea(), fd, mapping, allocator: new RangeAllocator(bytes), state: 'adding' };
-    } catch (error) {
-      fd.close();
-      throw error;
-    }
-  }
-
-  /** The next id, so that one is not used again soon. */
-  #freeArea(): number {
-    do this.#lastArea = this.#lastArea === areaMax ? 1 : this.#lastArea + 1;
-    while (this.#regions.has(this.#lastArea));
-    return this.#lastArea;
+    const { access, areas, peer } = this.#parts;
+    const memory = access.makeRegion(bytes, peer);
+    return { area: areas.take(), memory, length: bytes, allocator: new RangeAllocator(bytes), state: 'adding' };
   }
 
   async #announce(region: Region, phase: 'normal' | 'resume'): Promise<void> {
-    const body = {
-      peer: 0,
-      area: region.area,
-      flags: 0,
-      reserved: 0,
-      offset: 0n,
-      length: BigInt(region.mapping.length),
-    };
-    const { errno } = await this.#announcer.add(region.fd.number, body, phase);
-    if (errno !== 0) {
-      throw new VmsgError('memory-refused', serviceError(`REGION_ADD of area ${region.area}`, errno).message);
-    }
+    const { area, length, memory } = region;
+    const { announcer, peer = 0 } = this.#parts;
+    const body = { peer: 0, area, flags: 0, domain: peer, offset: 0n, length: BigInt(length) };
+    const { errno } = await announcer.add((transport) => ({ ...body, reference: memory.offer(transport) }), phase);
+    if (errno !== 0) throw new VmsgError('memory-refused', serviceError(`REGION_ADD of area ${area}`, errno).message);
   }
 
   /** Runs an action again after each reconnection; ends when the bus is lost. */
@@ -188,10 +149,14 @@ export class GuestMemory {
     if (region.allocator.count > 0) {
       throw new VmsgError('in-use', `region ${area} has ${region.allocator.count} buffers`);
     }
+    await this.#remove(region);
+  }
+
+  async #remove(region: Region): Promise<void> {
     region.state = 'removing';
     try {
-      const { errno } = await this.#announcer.remove({ peer: 0, area });
-      if (errno !== 0) throw serviceError(`REGION_DEL of area ${area}`, errno);
+      const { errno } = await this.#parts.announcer.remove({ peer: 0, area: region.area });
+      if (errno !== 0) throw serviceError(`REGION_DEL of area ${region.area}`, errno);
     } catch (error) {
       // A connection that is gone has taken its regions along.
       if (!(error instanceof VmsgError && error.code === 'bus-lost')) throw error;
@@ -200,10 +165,16 @@ export class GuestMemory {
     }
   }
 
+  /** Takes every region away, buffers or not. Never rejects. */
+  async retire(): Promise<void> {
+    this.lost(new VmsgError('bus-lost', 'the memory is no longer used'));
+    await Promise.allSettled([...this.#regions.values()].map((region) => this.#remove(region)));
+  }
+
   /**
    * Allocates zero-copy memory; its contents are whatever was there before.
    * @param align of the bus address, a power of two up to 4096
-   * @throws VmsgError 'limit-reached' when no region has room
+   * @throws VmsgError 'limit-reached' when there is no room
    */
   alloc(bytes: number, align = 64): GuestBuffer {
     if (!Number.isInteger(bytes) || bytes < 1 || !Number.isInteger(Math.log2(align)) || align > pageBytes) {
@@ -212,9 +183,15 @@ export class GuestMemory {
     for (const region of this.#regions.values()) {
       const start = region.state === 'added' ? region.allocator.allocate(bytes, align) : undefined;
       if (start === undefined) continue;
-      const view = region.mapping.bytes.subarray(start, start + bytes);
-      return new GuestBuffer(view, region.area << 16, start, () => region.allocator.release(start));
+      return new GuestBuffer({
+        bytes: region.memory.bytes.subarray(start, start + bytes),
+        hi: region.area << 16,
+        lo: start,
+        owner: this,
+        release: () => region.allocator.release(start),
+      });
     }
+    if (this.#parts.grants !== undefined) return this.#parts.grants.alloc(bytes, align, this);
     throw new VmsgError('limit-reached', `no region has ${bytes} free bytes: add a region`);
   }
 
@@ -238,13 +215,14 @@ export class GuestMemory {
 
   #drop(region: Region): void {
     if (!this.#regions.delete(region.area)) return;
-    region.mapping.close();
-    region.fd.close();
+    this.#parts.areas.give(region.area);
+    region.memory.close();
   }
 
   /** Unmaps everything; `bytes` of every buffer become empty. Idempotent. */
   close(): void {
     this.lost(new VmsgError('bus-lost', 'the bus is closed'));
     for (const region of [...this.#regions.values()]) this.#drop(region);
+    this.#parts.grants?.close();
   }
 }

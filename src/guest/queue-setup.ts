@@ -2,17 +2,20 @@ import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 import { descBytes } from '../virtio/chain.ts';
 import { type FeatureSet, feature } from '../virtio/features.ts';
-import { isQueueSize, ringAlign, ringBytes, ringLayout } from '../virtio/geometry.ts';
+import { isQueueSize, type RingLayout, ringAlign, ringBytes, ringLayout } from '../virtio/geometry.ts';
 import type { DriverQueue, IndirectTable, RingAddresses } from '../virtio/queue.ts';
 import { openDriverQueue } from '../virtio/rings.ts';
 import { setVqueueFlags, vqueueEnabled } from '../virtio-msg/transport-messages.ts';
+import type { GuestBuffer } from './buffer.ts';
 import type { GuestBus } from './bus.ts';
-import type { GuestBuffer, GuestMemory } from './memory.ts';
-import { DescriptorNotifier, messageNotifier, type Notifier } from './notifier.ts';
+import type { GuestMemory } from './memory.ts';
+import { messageNotifier, type Notifier, signalNotifier } from './notifier.ts';
 import { indirectEntries, type QueueOptions, VirtQueue } from './queue.ts';
 
 export interface QueueParts {
   readonly bus: GuestBus;
+  /** Memory that the device reaches. */
+  readonly memory: GuestMemory;
   readonly device: number;
   readonly index: number;
   readonly features: FeatureSet;
@@ -20,6 +23,8 @@ export interface QueueParts {
 }
 
 const defaultSize = 128;
+const pageBytes = 4096;
+const tableBytes = indirectEntries * descBytes;
 
 interface QueueMemory {
   readonly rings: DriverQueue;
@@ -37,8 +42,8 @@ export async function openQueue(
   register: (queue: VirtQueue) => void,
 ): Promise<VirtQueue> {
   const size = await chooseSize(parts);
-  const memory = allocate(parts.bus.memory, size, parts.features);
-  const notifier = makeNotifier(parts);
+  const memory = allocate(parts.memory, size, parts.features);
+  const notifier = makeNotifier(parts, memory.buffers);
   const queue = new VirtQueue({ index: parts.index, notifier, ...memory }, onFault);
   register(queue);
   await configure(parts, memory.rings.setup, size);
@@ -46,8 +51,10 @@ export async function openQueue(
   return queue;
 }
 
-async function chooseSize({ bus, device, index, features, options }: QueueParts): Promise<number> {
-  if (options.notify === 'descriptors' && !bus.terms.queueNotify) {
+const hasOwnSignal = ({ notify = 'messages' }: QueueOptions): boolean => notify !== 'messages';
+
+async function chooseSize({ bus, memory, device, index, features, options }: QueueParts): Promise<number> {
+  if (hasOwnSignal(options) && !bus.terms.queueNotify) {
     throw new VmsgError('invalid-request', 'the bus does not offer QUEUE_NOTIFY');
   }
   const now = await bus.request(device, 'GET_VQUEUE', { index });
@@ -60,8 +67,15 @@ async function chooseSize({ bus, device, index, features, options }: QueueParts)
     const entries = `up to ${limits.queueSizeMax} entries${layout === 'split' ? ', a power of two' : ''}`;
     throw new VmsgError('invalid-request', `a ${layout} queue has ${entries}, not ${wanted}`);
   }
-  const size = Math.min(wanted, now.maxSize);
+  const size = Math.min(wanted, now.maxSize, largestSize(layout, memory.scattered));
   return layout === 'split' ? 2 ** Math.floor(Math.log2(size)) : size;
+}
+
+/** The most entries; parts of scattered memory have to fit into a page. */
+function largestSize(layout: RingLayout, scattered: boolean): number {
+  let size: number = limits.queueSizeMax;
+  while (scattered && Math.max(...Object.values(ringBytes(layout, size))) > pageBytes) size /= 2;
+  return size;
 }
 
 function allocate(memory: GuestMemory, size: number, features: FeatureSet): QueueMemory {
@@ -69,15 +83,18 @@ function allocate(memory: GuestMemory, size: number, features: FeatureSet): Queu
   const bytes = ringBytes(layout, size);
   const align = ringAlign(layout);
   const buffers: GuestBuffer[] = [];
+  // A part that has to fit in a page does not cross one either.
+  const within = (length: number, least: number): number =>
+    memory.scattered ? Math.max(least, 2 ** Math.ceil(Math.log2(length))) : least;
   const take = (length: number, align: number): GuestBuffer => {
     const buffer = memory.alloc(length, align);
     buffers.push(buffer);
     return buffer;
   };
   try {
-    const desc = take(bytes.desc, align.desc);
-    const driver = take(bytes.driver, align.driver);
-    const device = take(bytes.device, align.device);
+    const desc = take(bytes.desc, within(bytes.desc, align.desc));
+    const driver = take(bytes.driver, within(bytes.driver, align.driver));
+    const device = take(bytes.device, within(bytes.device, align.device));
     const rings = openDriverQueue({
       size,
       features,
@@ -87,7 +104,7 @@ function allocate(memory: GuestMemory, size: number, features: FeatureSet): Queu
       memory: { desc: desc.bytes, driver: driver.bytes, device: device.bytes },
     });
     const indirect = features.has(feature.INDIRECT_DESC);
-    const tables = indirect ? makeTables(take(size * indirectEntries * descBytes, descBytes), size) : [];
+    const tables = indirect ? Array.from({ length: size }, () => tableIn(take(tableBytes, tableBytes))) : [];
     return { rings, tables, buffers };
   } catch (error) {
     for (const buffer of buffers) buffer.free();
@@ -95,13 +112,8 @@ function allocate(memory: GuestMemory, size: number, features: FeatureSet): Queu
   }
 }
 
-function makeTables(buffer: GuestBuffer, count: number): IndirectTable[] {
-  const tableBytes = indirectEntries * descBytes;
-  return Array.from({ length: count }, (_, i) => {
-    const { hi, lo } = buffer.range(i * tableBytes, tableBytes);
-    const { bytes } = buffer;
-    return { hi, lo, words: new Uint32Array(bytes.buffer, bytes.byteOffset + i * tableBytes, tableBytes / 4) };
-  });
+function tableIn({ hi, lo, bytes }: GuestBuffer): IndirectTable {
+  return { hi, lo, words: new Uint32Array(bytes.buffer, bytes.byteOffset, tableBytes / 4) };
 }
 
 async function configure({ bus, device, index }: QueueParts, rings: RingAddresses, size: number): Promise<void> {
@@ -115,5 +127,12 @@ async function configure({ bus, device, index }: QueueParts, rings: RingAddresse
   }
 }
 
-const makeNotifier = ({ bus, device, index, options }: QueueParts): Notifier =>
-  options.notify === 'descriptors' ? new DescriptorNotifier(bus, device, index) : messageNotifier(bus, device, index);
+function makeNotifier({ bus, device, index, options }: QueueParts, buffers: readonly GuestBuffer[]): Notifier {
+  if (!hasOwnSignal(options)) return messageNotifier(bus, device, index);
+  try {
+    return signalNotifier(bus, device, index, bus.makeQueueSignal());
+  } catch (error) {
+    for (const buffer of buffers) buffer.free();
+    throw error;
+  }
+}

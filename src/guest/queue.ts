@@ -4,7 +4,7 @@ import { limits } from '../kit/limits.ts';
 import { type Scheduler, systemScheduler } from '../kit/scheduler.ts';
 import { feature } from '../virtio/features.ts';
 import { type BufferRange, type DriverQueue, type IndirectTable, QueueFault } from '../virtio/queue.ts';
-import type { GuestBuffer } from './memory.ts';
+import type { GuestBuffer } from './buffer.ts';
 import type { Notifier } from './notifier.ts';
 
 /** What the driver asks for when it agrees on features. A device that does not offer it goes without. */
@@ -19,10 +19,10 @@ export interface QueueOptions {
   /** Entries, a power of two unless the rings are packed; 128 by default, less when the device has less. */
   readonly size?: number;
   /**
-   * 'messages' (the default): EVENT_AVAIL and EVENT_USED. 'descriptors': an eventfd and a socket of this queue's own,
-   * which do not pass through the rings of the bus.
+   * 'messages' (the default): EVENT_AVAIL and EVENT_USED. 'own': a way of this queue's own, which does not pass through
+   * the rings of the bus: an eventfd and a socket, on Xen an event channel. 'descriptors' is an older name of 'own'.
    */
-  readonly notify?: 'messages' | 'descriptors';
+  readonly notify?: 'messages' | 'own' | 'descriptors';
 }
 
 /** Buffers of a chain with an indirect table, at most. */
@@ -180,7 +180,7 @@ export class VirtQueue {
     this.#onFault(new VmsgError('device-failed', what));
   }
 
-  /** A new connection resumes: hands the descriptors over again. */
+  /** A new connection resumes: hands its signal over again. */
   rewire(): Promise<void> {
     return this.#notifier.wire('resume');
   }

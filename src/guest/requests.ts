@@ -14,6 +14,16 @@ export type BusRequestName = keyof typeof busRequests & string;
 export type BusRequestBody<N extends BusRequestName> = Decoded<(typeof busRequests)[N]['request']>;
 export type BusResponseBody<N extends BusRequestName> = Decoded<(typeof busRequests)[N]['response']>;
 
+/** What carries requests to devices: a bus, or what stands for one. */
+export interface DeviceRequests {
+  readonly terms: { readonly maxMessageSize: number; readonly transportFeatures: number };
+  request<N extends TransportRequestName>(
+    device: number,
+    name: N,
+    body: TransportRequestBody<N>,
+  ): Promise<TransportResponseBody<N>>;
+}
+
 /** Where a request goes: a device number, or the bus itself. */
 export type Target = number | 'bus';
 

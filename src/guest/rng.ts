@@ -1,5 +1,6 @@
 import { VmsgError } from '../kit/errors.ts';
 import { deviceId } from '../virtio/device-ids.ts';
+import type { GuestBuffer } from './buffer.ts';
 import type { GuestBus } from './bus.ts';
 import { VirtioDevice } from './device.ts';
 import type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
@@ -38,7 +39,8 @@ export class RngDriver {
     if (!Number.isSafeInteger(count) || count < 0) throw new VmsgError('invalid-request', `${count} random bytes`);
     const bytes = new Uint8Array(count);
     if (count === 0) return bytes;
-    const buffer = this.device.alloc(Math.min(count, requestBytes));
+    const room = Math.min(requestBytes, 2 ** Math.ceil(Math.log2(count)));
+    const [buffer] = this.device.allocEqual(1, room) as [GuestBuffer];
     try {
       for (let at = 0; at < count; ) {
         const written = await this.#queue.submit([], [buffer.range(0, Math.min(buffer.length, count - at))]);

@@ -18,6 +18,8 @@ export interface TransportTerms {
   readonly domid: number;
   /** QUEUE_NOTIFY may be used. */
   readonly queueNotify: boolean;
+  /** Xen: the service may keep grants mapped until GRANT_RELEASE. */
+  readonly persistentGrants?: boolean;
 }
 
 /** An epoch to resume. */
@@ -50,7 +52,7 @@ export interface GuestTransport {
   sendFrame(frame: Uint8Array): 'sent' | 'full';
   /**
    * Hands copies of descriptors over; messages that follow may name them by index.
-   * @returns index of the first
+   * @returns index of the first. @throws VmsgError where the bus carries none
    */
   sendDescriptors(fds: readonly number[]): number;
   /** Takes a descriptor that the service has sent, by its index; the caller closes it. */

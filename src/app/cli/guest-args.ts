@@ -5,6 +5,8 @@ import { type CliIo, resolvePath } from './io.ts';
 /** Every option of `vmsg guest`, with the commands that take it. */
 const options = {
   bus: { type: 'string', for: ['*'] },
+  memory: { type: 'string', for: ['*'] },
+  pool: { type: 'string', for: ['*'] },
   reconnect: { type: 'string', for: ['*'] },
   help: { type: 'boolean', for: ['*'] },
   json: { type: 'boolean', for: ['enumerate', 'info', 'ping'] },
@@ -33,6 +35,12 @@ const options = {
 
 export type GuestOption = keyof typeof options;
 
+/** Where a bus is. */
+export type BusPlace =
+  | { readonly path: string; readonly xen?: undefined }
+  | { readonly xen: { readonly index: number; readonly memory: 'pool' | 'grants'; readonly memoryBytes?: number } };
+
+const poolStepBytes = 4096;
 const sizeUnits: Readonly<Record<string, number>> = { '': 1, k: 1024, m: 1024 ** 2, g: 1024 ** 3 };
 
 /** The arguments of one `vmsg guest` call. Everything wrong throws a usage error. */
@@ -104,6 +112,25 @@ export class GuestArgs {
   device(): number {
     if (this.#device === undefined) throw usageError(`guest ${this.command} needs a device number`);
     return plainNumber(this.#device, 'the device', 0xffff);
+  }
+
+  /** The bus that --bus names: the path of a socket, or one of this Xen domain. */
+  bus(): BusPlace {
+    const value = this.required('bus', 'SOCKET|xen[:INDEX]');
+    const xen = /^xen(?::(.*))?$/.exec(value);
+    const memory = this.text('memory') ?? 'pool';
+    const memoryBytes = this.size('pool');
+    if (memory !== 'pool' && memory !== 'grants') throw usageError(`--memory: '${memory}' is neither pool nor grants`);
+    const sharing = this.text('memory') !== undefined || memoryBytes !== undefined;
+    if (sharing && (xen === null || this.command === 'serve')) {
+      throw usageError('--memory and --pool are for guests that use devices of --bus xen');
+    }
+    if (memoryBytes !== undefined && (memory === 'grants' || memoryBytes === 0 || memoryBytes % poolStepBytes !== 0)) {
+      throw usageError('--pool takes whole pages of 4096 bytes, and --memory pool');
+    }
+    if (xen === null) return { path: resolvePath(this.#io, value) };
+    const index = xen[1] === undefined ? 0 : plainNumber(xen[1], '--bus xen', 0xffff);
+    return { xen: { index, memory, ...(memoryBytes === undefined ? {} : { memoryBytes }) } };
   }
 
   /** A SHA-256 sum in lower case. */

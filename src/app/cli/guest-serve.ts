@@ -6,7 +6,7 @@ import { systemClock } from '../../kit/clock.ts';
 import type { BackendHost } from '../../ports/backend.ts';
 import { endSignal } from '../signals.ts';
 import { CliError, exitCode, usageError } from './exit-codes.ts';
-import type { GuestArgs } from './guest-args.ts';
+import type { BusPlace, GuestArgs } from './guest-args.ts';
 import type { CliIo } from './io.ts';
 
 /** A backend that fails says so and keeps its device: the next request shows it to the driver. */
@@ -30,9 +30,12 @@ async function offer(server: DeviceServer, args: GuestArgs, io: CliIo): Promise<
  * `vmsg guest serve`: the guest serves a device instead of using one, until SIGINT or SIGTERM.
  * @returns exit code
  */
-export async function runGuestServe(path: string, args: GuestArgs, io: CliIo): Promise<number> {
+export async function runGuestServe(place: BusPlace, args: GuestArgs, io: CliIo): Promise<number> {
   const seconds = args.number('reconnect', 3600) ?? 0;
-  const server = await serveDevices({ path, ...(seconds === 0 ? {} : { reconnect: { totalMs: seconds * 1000 } }) });
+  const options = seconds === 0 ? {} : { reconnect: { totalMs: seconds * 1000 } };
+  const where = place.xen === undefined ? { path: place.path } : { xen: { index: place.xen.index } };
+  const server = await serveDevices({ ...options, ...where });
+  server.on('diagnosed', ({ text }) => void io.stderr.write(`vmsg guest: ${text}\n`));
   try {
     const lost = new Promise<never>((_, reject) => {
       server.on('lost', (error) => reject(new CliError(exitCode.unavailable, error.message)));

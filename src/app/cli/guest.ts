@@ -1,7 +1,8 @@
 import {
   type BlkDriver,
-  type ConnectOptions,
+  type BusOptions,
   connect,
+  connectXen,
   deviceInfo,
   type GuestBus,
   offeredFeatures,
@@ -10,13 +11,13 @@ import {
 import { VmsgError } from '../../kit/errors.ts';
 import { SystemCallError } from '../../libc/errno.ts';
 import { CliError, exitCode, usageError } from './exit-codes.ts';
-import { GuestArgs } from './guest-args.ts';
+import { type BusPlace, GuestArgs } from './guest-args.ts';
 import { blkCopy, blkRead, blkVerify, blkWrite, openDisk } from './guest-blk.ts';
 import { runConsole } from './guest-console.ts';
 import { writeOut } from './guest-output.ts';
 import { runGuestServe } from './guest-serve.ts';
 import { runTour } from './guest-tour.ts';
-import { type CliIo, resolvePath } from './io.ts';
+import type { CliIo } from './io.ts';
 import { table } from './table.ts';
 
 const help = `vmsg guest: the driver side of a bus
@@ -37,7 +38,11 @@ const help = `vmsg guest: the driver side of a bus
        [--disk DEVICE] [--scratch DEVICE] [--scratch-bytes SIZE] [--seed N] [--random SIZE]
        [--hotplug-timeout SECONDS]
 
-Every command takes --bus SOCKET, and --reconnect SECONDS to resume when the service restarts.
+Every command takes --bus, and --reconnect SECONDS to resume when the service restarts.
+  --bus SOCKET           a loopback bus
+  --bus xen[:INDEX]      a bus of this Xen domain, 0 by default
+  --memory pool|grants   xen: memory that is granted once (pool), or every buffer by its grants
+  --pool SIZE            xen: size of the pool, 16M by default
 A SIZE is a number of bytes such as 512, 4k, 16M or 1G.
 Exit codes: 64 usage, 65 the data differs, 69 the bus or the device is not available, 74 I/O error.
 `;
@@ -154,10 +159,12 @@ const busyAttempts = 10;
 const busyPauseMs = 50;
 
 /** The service may still be taking leave of the guest before us. */
-async function connectPatiently(options: ConnectOptions): Promise<GuestBus> {
+async function connectPatiently(place: BusPlace, options: BusOptions): Promise<GuestBus> {
+  // The Xen bus waits by itself.
+  if (place.xen !== undefined) return await connectXen({ ...place.xen, ...options });
   for (let attempt = 1; ; attempt++) {
     try {
-      return await connect(options);
+      return await connect({ path: place.path, ...options });
     } catch (error) {
       if (!(error instanceof VmsgError && error.code === 'bus-busy') || attempt === busyAttempts) throw error;
       await new Promise((resolve) => setTimeout(resolve, busyPauseMs));
@@ -173,10 +180,10 @@ async function run(argv: string[], io: CliIo): Promise<number> {
   }
   const serves = args.command === 'serve';
   const command = serves ? undefined : checkUsage(args);
-  const path = resolvePath(io, args.required('bus', 'SOCKET'));
-  if (command === undefined) return await runGuestServe(path, args, io);
+  const place = args.bus();
+  if (command === undefined) return await runGuestServe(place, args, io);
   const seconds = args.number('reconnect', 3600) ?? 0;
-  const bus = await connectPatiently({ path, ...(seconds === 0 ? {} : { reconnect: { totalMs: seconds * 1000 } }) });
+  const bus = await connectPatiently(place, seconds === 0 ? {} : { reconnect: { totalMs: seconds * 1000 } });
   try {
     return (await command(bus, args, io)) ?? exitCode.ok;
   } finally {
