@@ -13,6 +13,7 @@ export interface ProcessNumbers {
 export interface Readings {
   readonly version: string;
   readonly ready: boolean;
+  readonly domains: readonly Resource<'domains'>[];
   readonly buses: readonly Resource<'buses'>[];
   readonly channels: readonly Channel[];
   readonly attachments: readonly Resource<'attachments'>[];
@@ -24,6 +25,7 @@ export interface Readings {
 /** The metrics; their labels are ids of objects, routes and words, whose number is bounded. */
 export const familiesOf = (readings: Readings): Family[] => [
   ...serviceFamilies(readings),
+  ...domainFamilies(readings.domains),
   ...channelFamilies(readings.channels),
   ...regionFamilies(readings.buses),
   ...attachmentFamilies(readings.attachments),
@@ -69,6 +71,14 @@ function serviceFamilies({ version, ready, channels }: Readings): Family[] {
   ];
 }
 
+function domainFamilies(domains: readonly Resource<'domains'>[]): Family[] {
+  const stuckPages = ({ status }: Resource<'domains'>) => status.stuckShares.reduce((sum, { pages }) => sum + pages, 0);
+  return table(domains, ['domain'], ({ id }) => ({ domain: id }), [
+    ['vmsg_domain_running', 'Whether the domain runs.', ({ status }) => (status.state === 'running' ? 1 : 0)],
+    ['vmsg_domain_stuck_pages', 'Pages of other domains that it does not let go of.', stuckPages],
+  ]);
+}
+
 const channelRows: readonly Of<Channel>[] = [
   ['vmsg_bus_messages_received_total', 'Messages from the guest.', ({ counters }) => counters.messagesIn],
   ['vmsg_bus_messages_sent_total', 'Messages to the guest.', ({ counters }) => counters.messagesOut],
@@ -100,7 +110,27 @@ const regionFamilies = (buses: readonly Resource<'buses'>[]): Family[] =>
     ['vmsg_bus_regions', 'Memory regions of the guest.', ({ status }) => status.regions],
     ['vmsg_bus_region_bytes', 'Their size.', ({ status }) => status.regionBytes],
     ['vmsg_bus_regions_draining', 'Regions removed that I/O still uses.', ({ status }) => status.regionsDraining],
+    ['vmsg_bus_grant_hits_total', 'Uses of a grant whose mapping was kept.', ({ status }) => grantsOf(status, 'hits')],
+    ['vmsg_bus_grant_misses_total', 'Grants mapped.', ({ status }) => grantsOf(status, 'misses')],
+    [
+      'vmsg_bus_grant_evictions_total',
+      'Kept mappings given up to stay within the bound.',
+      ({ status }) => grantsOf(status, 'evictions'),
+    ],
+    ['vmsg_bus_grant_faults_total', 'Grants that could not be used.', ({ status }) => grantsOf(status, 'faults')],
+    [
+      'vmsg_bus_grant_mapped_pages',
+      'Pages of grants that are mapped.',
+      ({ status }) => grantsOf(status, 'mappedPages'),
+    ],
   ]);
+
+type GrantNumbers = NonNullable<Resource<'buses'>['status']['grants']>;
+
+const grantsOf = (
+  { grants }: Resource<'buses'>['status'],
+  field: keyof Omit<GrantNumbers, 'persistent'>,
+): number | null => (grants === null ? null : grants[field]);
 
 function attachmentFamilies(attachments: readonly Resource<'attachments'>[]): Family[] {
   const names = ['bus', 'attachment', 'device_type'];

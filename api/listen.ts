@@ -25,22 +25,17 @@ export async function listen(app: FastifyInstance, { path, mode }: ListenOptions
   }
   await removeStale(path);
   await app.ready();
-  await new Promise<void>((resolve, reject) => {
-    const { server } = app;
-    const fail = (error: Error) =>
-      reject(new VmsgError('system-call', `bind ${path}: ${error.message}`, { cause: error }));
-    server.once('error', fail);
-    // Binding is synchronous, so the mask holds for this socket only, and there is no moment with wider permissions.
-    const mask = process.umask(0o777 & ~mode);
-    try {
-      server.listen({ path }, () => {
-        server.off('error', fail);
-        resolve();
-      });
-    } finally {
-      process.umask(mask);
-    }
-  });
+  // Binding is synchronous, so the mask holds for this socket only, and there is no moment with wider permissions.
+  const mask = process.umask(0o777 & ~mode);
+  const listening = bound(app, { path }, path);
+  process.umask(mask);
+  await listening;
+}
+
+/** Listens on a socket that is bound already and passed by its descriptor. @throws VmsgError `system-call` */
+export async function listenFd(app: FastifyInstance, fd: number): Promise<void> {
+  await app.ready();
+  await bound(app, { fd }, `descriptor ${fd}`);
 }
 
 /**
@@ -50,17 +45,21 @@ export async function listen(app: FastifyInstance, { path, mode }: ListenOptions
  */
 export async function listenTcp(app: FastifyInstance, { host, port }: { host: string; port: number }): Promise<number> {
   await app.ready();
-  const { server } = app;
-  await new Promise<void>((resolve, reject) => {
+  await bound(app, { host, port }, `${host} port ${port}`);
+  return (app.server.address() as net.AddressInfo).port;
+}
+
+/** Binds at once, and resolves when the server listens. */
+function bound({ server }: FastifyInstance, where: net.ListenOptions & { fd?: number }, name: string): Promise<void> {
+  return new Promise((resolve, reject) => {
     const fail = (error: Error) =>
-      reject(new VmsgError('system-call', `bind ${host} port ${port}: ${error.message}`, { cause: error }));
+      reject(new VmsgError('system-call', `bind ${name}: ${error.message}`, { cause: error }));
     server.once('error', fail);
-    server.listen({ host, port }, () => {
+    server.listen(where, () => {
       server.off('error', fail);
       resolve();
     });
   });
-  return (server.address() as net.AddressInfo).port;
 }
 
 async function removeStale(path: string): Promise<void> {

@@ -24,8 +24,8 @@ const byOperation: Readonly<Record<Operation, readonly ErrorCode[]>> = {
 };
 
 const byPut: Readonly<Record<Kind, readonly ErrorCode[]>> = {
-  domains: [],
-  buses: ['immutable', 'missing-reference'],
+  domains: ['immutable', 'domain-taken'],
+  buses: ['immutable', 'missing-reference', 'bus-index-taken'],
   backends: ['in-use'],
   attachments: ['immutable', 'missing-reference', 'device-number-taken', 'backend-busy', 'backend-unusable'],
 };

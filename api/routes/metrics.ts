@@ -41,6 +41,7 @@ export function registerMetrics(app: FastifyInstance, parts: MetricsParts): void
           version,
           ready: commands.readiness() === null,
           channels: await everyPage((page) => commands.listChannels(page)),
+          domains: await everyObject(commands, 'domains'),
           buses: await everyObject(commands, 'buses'),
           attachments: await everyObject(commands, 'attachments'),
           requests: requests.rows(),

@@ -3,7 +3,7 @@ import { closeSync, constants, openSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { TokenAccess } from '../../api/access.ts';
-import { listen, listenTcp } from '../../api/listen.ts';
+import { listen, listenFd, listenTcp } from '../../api/listen.ts';
 import { ApiState, buildServer } from '../../api/server.ts';
 import { InlineLane } from '../bridge/lane/inline.ts';
 import type { Lane } from '../bridge/lane/protocol.ts';
@@ -15,12 +15,15 @@ import { VmsgError } from '../kit/errors.ts';
 import { Scope } from '../kit/scope.ts';
 import { tryLock } from '../libc/flock.ts';
 import { LoopPoller } from '../libc/poll.ts';
+import { XenHypervisor } from '../xen/hypervisor.ts';
 import type { Config } from './config.ts';
 import { prepareDirs } from './config-dirs.ts';
 import { openToken } from './config-token.ts';
+import { destroyDomain } from './destroy-domain.ts';
 import { laneOptions } from './lane-options.ts';
 import { processNumbers } from './process-numbers.ts';
 import { packageVersion } from './version.ts';
+import { XenDomains } from './xen-domains.ts';
 
 /** A service that answers on its API. */
 export interface RunningService {
@@ -31,9 +34,10 @@ export interface RunningService {
 
 /**
  * Composes and starts the service: the one place that knows every class.
+ * @param apiFd socket of the API that somebody else listens on, instead of the one in the config
  * @throws VmsgError when a directory, the store, the API socket or another service is in the way
  */
-export async function startService(config: Config, log: Logger): Promise<RunningService> {
+export async function startService(config: Config, log: Logger, apiFd?: number): Promise<RunningService> {
   const uid = process.getuid?.() ?? 0;
   const scope = new Scope();
   try {
@@ -52,9 +56,11 @@ export async function startService(config: Config, log: Logger): Promise<Running
       busDir: dirs.buses,
       recoveryDir: dirs.recovery,
       uid,
+      destroyDomain: (domid) => destroyDomain(config.xen.xlPath, domid),
+      xen: new XenDomains(new XenHypervisor(scope.own(new LoopPoller()))),
     });
     // First the API: until the buses are open it says that the service is starting.
-    const closeApi = await startApi(service, config.api, uid, log);
+    const closeApi = await startApi(service, config.api, uid, log, apiFd);
     const stop = async (): Promise<void> => {
       await closeApi();
       await service.stop();
@@ -81,6 +87,7 @@ async function startApi(
   { socket, socketMode, tcp }: Config['api'],
   uid: number,
   logger: Logger,
+  fd: number | undefined,
 ): Promise<() => Promise<void>> {
   const parts = {
     commands: service,
@@ -98,7 +105,7 @@ async function startApi(
     await Promise.all(servers.map((server) => server.close()));
   };
   try {
-    await listen(local, { path: socket, mode: socketMode });
+    await (fd === undefined ? listen(local, { path: socket, mode: socketMode }) : listenFd(local, fd));
     if (tcp !== null) {
       const guarded = await buildServer(parts, state, new TokenAccess(openToken(tcp.tokenFile, uid)));
       servers.push(guarded);

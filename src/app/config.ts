@@ -64,6 +64,16 @@ export const configSchema = Type.Object(
         }),
       ),
     }),
+    xen: section({
+      xlPath: Type.Optional(
+        Type.String({
+          minLength: 1,
+          pattern: '^[^\\u0000]+$',
+          default: 'xl',
+          description: 'The command xl, where a bus says `destroy-mapper`.',
+        }),
+      ),
+    }),
     domains: Type.Optional(byId(kindSchemas.domains.spec, 'Domains by id.')),
     buses: Type.Optional(byId(kindSchemas.buses.spec, 'Buses by id.')),
     backends: Type.Optional(byId(kindSchemas.backends.spec, 'Backends by id.')),
@@ -90,6 +100,7 @@ export interface Config {
   readonly api: { readonly socket: string; readonly socketMode: number; readonly tcp: TcpConfig | null };
   readonly log: { readonly level: LogLevel };
   readonly lane: { readonly mode: LaneMode };
+  readonly xen: { readonly xlPath: string };
   readonly objects: { readonly [K in keyof Kinds]: Readonly<Record<string, Kinds[K]['spec']>> };
 }
 
@@ -182,10 +193,11 @@ type Filled = ConfigFile & {
   };
   readonly log: { readonly level: LogLevel };
   readonly lane: { readonly mode: LaneMode };
+  readonly xen: { readonly xlPath: string };
 };
 
 function resolveConfig(content: ConfigFile, surroundings: Surroundings): Config {
-  const { api, log, lane } = withDefaults(configSchema, content) as Filled;
+  const { api, log, lane, xen } = withDefaults(configSchema, content) as Filled;
   const runtimeDir = content.runtimeDir ?? defaultRuntimeDir(surroundings);
   const stateDir = content.stateDir ?? defaultStateDir(surroundings);
   const tcp = api.tcp === undefined ? null : { tokenFile: path.join(stateDir, 'api-token'), ...api.tcp };
@@ -200,6 +212,7 @@ function resolveConfig(content: ConfigFile, surroundings: Surroundings): Config 
     },
     log,
     lane,
+    xen,
     objects: objects as unknown as Config['objects'],
   };
 }

@@ -11,20 +11,34 @@ import type { LaneCoreOptions } from '../bridge/lane/core.ts';
 import type { LaneEvent } from '../bridge/lane/protocol.ts';
 import { RecoveryFiles } from '../bridge/recovery-files.ts';
 import { Upstream } from '../bridge/remote/upstream.ts';
+import { memfdBounce } from '../bridge/shadow/bounce-memory.ts';
 import { loopbackFactory } from '../guest/loopback-transport.ts';
 import { systemClock } from '../kit/clock.ts';
 import type { Random } from '../kit/random.ts';
 import { systemScheduler } from '../kit/scheduler.ts';
 import type { Poller } from '../libc/poll.ts';
+import type { GuestIdentity } from '../ports/bus.ts';
 import { dialectD5 } from '../virtio-msg/dialect.ts';
+import { XenHypervisor } from '../xen/hypervisor.ts';
+import { type LaneHypervisor, LaneXen, recoveryDirOf } from './lane-xen.ts';
 
 const systemRandom: Random = { fill: (target) => void randomFillSync(target) };
-const loopbackDialect = 5;
+/** Number of virtio-msg D5 where sides agree on a dialect. */
+const dialectNumber = 5;
 
 /** Composes a lane of the real parts: the kernel's clock, sockets, files and entropy. */
-export function laneOptions(poller: Poller, emit: (event: LaneEvent) => void): LaneCoreOptions {
+export function laneOptions(
+  poller: Poller,
+  emit: (event: LaneEvent) => void,
+  hypervisor: LaneHypervisor = new XenHypervisor(poller),
+): LaneCoreOptions {
+  const xen = new LaneXen(hypervisor, systemClock);
   return {
     emit,
+    clock: systemClock,
+    scheduler: systemScheduler,
+    xsm: () => xen.xsm(),
+    close: () => xen.close(),
     backends: {
       blk: (spec, host) => openBlk(spec, host, systemClock),
       console: (spec, host) => openConsole(spec, poller, systemClock, host),
@@ -33,19 +47,20 @@ export function laneOptions(poller: Poller, emit: (event: LaneEvent) => void): L
       template: async ({ greeting }) => new TemplateBackend(greeting),
     },
     makeBus: (spec, emitFromBus) => {
-      const { bus, role, maxMessageSizeBytes, recoveryDir } = spec;
-      const parts = { clock: systemClock, scheduler: systemScheduler, random: systemRandom, emit: emitFromBus };
+      const { bus, domid, role, maxMessageSizeBytes, recoveryDir } = spec;
+      const parts = { domid, clock: systemClock, scheduler: systemScheduler, random: systemRandom, emit: emitFromBus };
       const dialect = dialectD5;
       const { revision } = dialect.spec;
-      const transport = new LoopbackTransport({
-        ...spec,
-        revision,
-        dialect: loopbackDialect,
-        poller,
-        clock: systemClock,
-      });
-      if (role === 'device') return new DeviceBus({ ...parts, bus, dialect, transport });
-      const store = new RecoveryFiles(recoveryDir);
+      const transport =
+        spec.transport === 'xen'
+          ? xen.transport(spec, { revision, dialect: dialectNumber })
+          : new LoopbackTransport({ ...spec, revision, dialect: dialectNumber, poller, clock: systemClock });
+      if (role === 'device') {
+        const bounce = (peer: GuestIdentity, bytes: number) =>
+          'domid' in peer ? xen.bounce(peer.domid, bytes) : memfdBounce(bytes);
+        return new DeviceBus({ ...parts, bus, dialect, transport, bounce });
+      }
+      const store = new RecoveryFiles(spec.transport === 'xen' ? recoveryDirOf(spec) : recoveryDir);
       return new BusRuntime({ ...parts, bus, dialect, transport, store, maxMessageSize: maxMessageSizeBytes });
     },
     makeUpstream: (path) => new Upstream(loopbackFactory({ path, poller, clock: systemClock }), systemClock),

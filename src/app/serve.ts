@@ -8,6 +8,7 @@ import { startService } from './compose.ts';
 import { type Config, loadConfig, type Surroundings } from './config.ts';
 import { configHelp } from './config-help.ts';
 import { endSignal } from './signals.ts';
+import { activatedSocket, notifyManager } from './systemd.ts';
 
 export const surroundings = (io: CliIo): Surroundings => ({
   uid: process.getuid?.() ?? 0,
@@ -35,8 +36,14 @@ export async function runServe(args: string[], io: CliIo): Promise<number> {
   const config = readConfig(values.config, io);
   const log = pino({ level: config.log.level });
   const ended = endSignal();
-  const service = await startService(config, log);
+  const tell = (text: string): void => {
+    const failure = notifyManager(io.env, text);
+    if (failure !== null) log.warn({ reason: failure }, 'the service manager cannot be told');
+  };
+  const service = await startService(config, log, activatedSocket(io.env, process.pid));
+  tell('READY=1');
   const signal = await ended;
+  tell('STOPPING=1');
   log.info({ signal }, 'stopping');
   await service.stop();
   return exitCode.ok;

@@ -6,11 +6,19 @@ export type EventType =
   | 'object-deleted'
   /** A stored object has the id of one in the config file, which wins; the stored one is kept, unused. */
   | 'object-hidden'
+  /** Another Xen domain stands behind a domain object now, or none does. */
+  | 'domain-appeared'
+  | 'domain-gone'
   | 'bus-state'
   | 'bus-connected'
   | 'bus-disconnected'
   | 'bus-refused'
+  /** The guest shares something that cannot be used. */
+  | 'bus-diagnosis'
   | 'served-devices'
+  /** A guest that serves devices keeps memory of another domain although it was told to give it back; or gave it. */
+  | 'share-stuck'
+  | 'share-released'
   | 'device-status'
   | 'attachment-state'
   | 'lane-failed';

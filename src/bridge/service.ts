@@ -1,7 +1,5 @@
-import path from 'node:path';
 import type { Clock } from '../kit/clock.ts';
 import { toErrorData, VmsgError } from '../kit/errors.ts';
-import { limits } from '../kit/limits.ts';
 import type {
   Channel,
   Commands,
@@ -17,20 +15,25 @@ import type {
   Share,
 } from './commands.ts';
 import type { EventSource, ServiceEvent, Subscription } from './events.ts';
-import type { Lane, LaneBusSpec, LaneSnapshot } from './lane/protocol.ts';
+import type { Lane, LaneSnapshot } from './lane/protocol.ts';
+import { DomainBook, type DomainSource, type DomainView, incarnationOf } from './service/domains.ts';
 import { lowestFreeDomid } from './service/domids.ts';
 import { EventHub } from './service/event-hub.ts';
 import { type Entry, Inventory, makeEntry } from './service/inventory.ts';
 import { reportLaneEvent } from './service/lane-events.ts';
 import { LaneLink } from './service/lane-link.ts';
+import { type BusSources, busAddress, laneBusSpec } from './service/lane-specs.ts';
 import { ObjectLocks } from './service/locks.ts';
+import type { ServiceLog } from './service/log.ts';
 import { type ConfiguredObjects, merge } from './service/merge.ts';
 import { channelOf, recordOf, sharesOf } from './service/observations.ts';
 import { checkLimit, pageOf } from './service/paging.ts';
-import { locksFor, Reconciler, type ServiceLog } from './service/reconciler.ts';
+import { locksFor, Reconciler } from './service/reconciler.ts';
 import {
   checkAttachment,
+  checkBus,
   checkChange,
+  checkDomain,
   checkLimits,
   checkPrecondition,
   checkReferences,
@@ -40,9 +43,10 @@ import {
   nameOf,
 } from './service/rules.ts';
 import { resourceOf, type StatusSources } from './service/status.ts';
+import { actOnStuck } from './service/stuck-policy.ts';
 import type { Store, StoreState } from './store.ts';
 
-export type { ConfiguredObjects, ServiceLog };
+export type { ConfiguredObjects, DomainSource, DomainView, ServiceLog };
 
 export interface ServiceOptions {
   readonly lane: Lane;
@@ -59,6 +63,10 @@ export interface ServiceOptions {
   readonly recoveryDir: string;
   /** User that the service runs as: admitted to every bus that names nobody. */
   readonly uid: number;
+  /** The Xen domains of this machine. */
+  readonly xen: DomainSource;
+  /** Ends a Xen domain at once. @throws VmsgError `system-call` */
+  readonly destroyDomain: (domid: number) => Promise<void>;
 }
 
 /** The control plane: keeps the desired state, and the lane as it says. */
@@ -69,6 +77,8 @@ export class Service implements Commands, EventSource {
   readonly #events: EventHub;
   readonly #link: LaneLink;
   readonly #reconciler: Reconciler;
+  readonly #domains: DomainBook;
+  readonly #busSources: BusSources;
   #phase: 'starting' | 'running' | 'stopping' = 'starting';
 
   constructor(options: ServiceOptions) {
@@ -78,16 +88,31 @@ export class Service implements Commands, EventSource {
       if (event.type === 'lane-failed') this.#reconciler.stop();
       if (event.type === 'attachment-lost') this.#reconciler.lost(event.attachment, event.reason);
       if (event.type === 'served-devices') this.#reconciler.servedDevicesChanged(event.bus);
+      if (event.type === 'share-stuck') void actOnStuck(event, { ...options, inventory: this.#inventory });
       reportLaneEvent(event, { inventory: this.#inventory, events: this.#events, log: options.log });
     });
-    this.#reconciler = new Reconciler({
+    const { clock, log, store } = options;
+    const parts = { inventory: this.#inventory, events: this.#events, clock, log };
+    this.#domains = new DomainBook({
+      ...parts,
+      source: options.xen,
+      onChange: (domain) => void this.#followDomain(domain.id),
+    });
+    this.#busSources = {
+      ...options,
       inventory: this.#inventory,
+      loopbackDomid: (domain) => store.state.domids.get(domain) ?? 0,
+      presenceOf: (domain) => this.#domains.presenceOf(domain),
+    };
+    this.#reconciler = new Reconciler({
+      ...parts,
       locks: this.#locks,
       link: this.#link,
-      events: this.#events,
-      clock: options.clock,
-      log: options.log,
-      laneBusSpec: (entry) => this.#laneBusSpec(entry),
+      laneBusSpec: (entry) => laneBusSpec(entry, this.#busSources),
+      incarnationOf: ({ spec }) => {
+        const domain = this.#inventory.get('domains', spec.domain);
+        return domain === undefined ? null : incarnationOf(this.#domains.presenceOf(domain).running);
+      },
     });
   }
 
@@ -102,11 +127,15 @@ export class Service implements Commands, EventSource {
       log.warn({ kind, id }, 'stored object is hidden by one of the same id in the config file');
       this.#events.emit({ type: 'object-hidden', kind, object: id, data: {} });
     });
+    this.#domains.refresh();
+    this.#sweepXenstore();
+    // All buses first: a device that one of them serves may be attached to another.
+    const buses = [...this.#inventory.all('buses')];
+    await Promise.all(buses.map((bus) => this.#reconciler.attempt(bus)));
     const attached = new Set<Entry>();
     await Promise.all(
-      [...this.#inventory.all('buses')].map(async (bus) => {
-        await this.#reconciler.attempt(bus);
-        for (const attachment of this.#inventory.attachmentsOf('buses', bus.id)) {
+      buses.map(async ({ id }) => {
+        for (const attachment of this.#inventory.attachmentsOf('buses', id)) {
           attached.add(attachment);
           await this.#reconciler.attempt(attachment);
         }
@@ -116,7 +145,30 @@ export class Service implements Commands, EventSource {
       if (!attached.has(orphan)) await this.#reconciler.attempt(orphan);
     }
     await this.#reconciler.admitGuests();
-    if (this.#phase === 'starting') this.#phase = 'running';
+    if (this.#phase !== 'starting') return;
+    this.#phase = 'running';
+    // Domains that came or went meanwhile.
+    for (const domain of this.#inventory.all('domains')) void this.#followDomain(domain.id);
+  }
+
+  /** Brings the buses of a Xen domain to where it is now: gone, there, or there with another number. */
+  async #followDomain(domain: string): Promise<void> {
+    if (this.#phase !== 'running') return;
+    const buses = this.#inventory.users('domains', domain).filter((user) => user.kind === 'buses');
+    await Promise.all(buses.filter(({ spec }) => spec.transport === 'xen').map((bus) => this.#reconciler.attempt(bus)));
+    this.#sweepXenstore();
+  }
+
+  /** Toolstacks do not know of our directories: what is left of domains and buses that are gone is removed here. */
+  #sweepXenstore(): void {
+    const buses = [...this.#inventory.all('buses')].filter(({ spec }) => spec.transport === 'xen');
+    const domidOf = ({ spec }: Entry<'buses'>): number | undefined => {
+      const domain = this.#inventory.get('domains', spec.domain);
+      return domain && this.#domains.presenceOf(domain).running?.domid;
+    };
+    this.#domains.sweep((domid, index) =>
+      buses.some((bus) => (bus.spec.index ?? 0) === index && (bus.lane.domid === domid || domidOf(bus) === domid)),
+    );
   }
 
   /** Refuses new commands and lets the lane finish and release everything. Idempotent. */
@@ -124,6 +176,7 @@ export class Service implements Commands, EventSource {
     if (this.#phase === 'stopping') return;
     this.#phase = 'stopping';
     this.#reconciler.stop();
+    this.#domains.close();
     try {
       if (this.#link.failure === null) await this.#link.call('shutdown', {});
     } catch (error) {
@@ -226,6 +279,8 @@ export class Service implements Commands, EventSource {
     const revision = this.#options.store.state.lastRevision;
     const entry = makeEntry({ kind, id, origin: 'api', revision, spec, phase: 'creating' });
     if (entry.kind === 'attachments') checkAttachment(inventory, id, entry.spec, () => true);
+    if (entry.kind === 'domains') checkDomain(inventory, id, entry.spec);
+    if (entry.kind === 'buses') checkBus(inventory, id, entry.spec, () => true);
     // Reserved from here on: others see it in the rules while the lane works.
     inventory.add(entry);
     try {
@@ -241,7 +296,8 @@ export class Service implements Commands, EventSource {
     entry.phase = 'present';
     this.#report('object-created', entry);
     this.#reconciler.announce(entry);
-    if (kind === 'attachments' && entry.lane.state === 'out') this.#reconciler.retry(entry);
+    if (kind === 'domains') this.#domains.refresh();
+    if (kind === 'attachments' && entry.lane.state === 'out' && !entry.lane.waits) this.#reconciler.retry(entry);
     this.#reconciler.kick(inventory.users(kind, id));
     return entry;
   }
@@ -274,6 +330,7 @@ export class Service implements Commands, EventSource {
     }
     this.#inventory.remove(entry);
     this.#report('object-deleted', entry);
+    if (kind === 'domains') this.#domains.refresh();
     if (entry.kind !== 'attachments') return;
     // What it held, a disk or a device number, may be what another one waits for.
     this.#reconciler.kick(this.#inventory.users('buses', entry.spec.bus));
@@ -286,7 +343,9 @@ export class Service implements Commands, EventSource {
     this.#options.store.commit((draft) => {
       draft.lastRevision += 1;
       (draft.objects[kind] as StoreState['objects'][Kind]).set(id, { revision: draft.lastRevision, spec } as never);
-      if (kind === 'domains' && !draft.domids.has(id)) draft.domids.set(id, lowestFreeDomid(draft.domids));
+      if (!('xen' in spec) && kind === 'domains' && !draft.domids.has(id)) {
+        draft.domids.set(id, lowestFreeDomid(draft.domids));
+      }
     });
     entry.revision = this.#options.store.state.lastRevision;
   }
@@ -312,9 +371,10 @@ export class Service implements Commands, EventSource {
     if (reason !== null) throw new VmsgError('unavailable', reason);
   }
 
-  /** Domains and backends have nothing in the lane. */
+  /** Backends have nothing in the lane, and of domains only those that serve devices to others. */
   async #snapshotFor(kind: Kind): Promise<LaneSnapshot | null> {
-    const inLane = kind === 'buses' || kind === 'attachments';
+    const serves = () => [...this.#inventory.all('buses')].some(({ spec }) => spec.role === 'device');
+    const inLane = kind === 'buses' || kind === 'attachments' || (kind === 'domains' && serves());
     return inLane && this.#phase !== 'stopping' && this.#link.failure === null ? this.#link.snapshot() : null;
   }
 
@@ -323,38 +383,9 @@ export class Service implements Commands, EventSource {
       inventory: this.#inventory,
       snapshot,
       laneFailure: this.#link.failure,
-      domidOf: (domain) => this.#options.store.state.domids.get(domain) ?? 0,
-      addressOf: (bus) => this.#addressOf(bus),
-    };
-  }
-
-  #addressOf(bus: string): string {
-    return path.join(this.#options.busDir, `${bus}.sock`);
-  }
-
-  #laneBusSpec({ id, spec }: Entry<'buses'>): LaneBusSpec {
-    const { store, recoveryDir, uid } = this.#options;
-    const socketPath = this.#addressOf(id);
-    if (Buffer.byteLength(socketPath) > limits.unixSocketPathMaxBytes) {
-      const most = `${limits.unixSocketPathMaxBytes} bytes, the most a Unix socket can have`;
-      throw new VmsgError(
-        'invalid-request',
-        `the socket path ${socketPath} is longer than ${most}: choose a shorter id`,
-      );
-    }
-    const admittedUids = spec.admittedUids ?? [...new Set([uid, 0])];
-    return {
-      bus: id,
-      transport: spec.transport,
-      role: spec.role,
-      domid: store.state.domids.get(spec.domain) ?? 0,
-      socketPath,
-      // The kernel tells who connects; the mode only has to let everybody through who may be admitted.
-      socketMode: admittedUids.every((admitted) => admitted === uid || admitted === 0) ? 0o600 : 0o666,
-      admittedUids,
-      maxMessageSizeBytes: spec.maxMessageSizeBytes ?? limits.messageSizeDefaultBytes,
-      ringMaxBytes: limits.ringMaxBytes,
-      recoveryDir: path.join(recoveryDir, id),
+      loopbackDomid: this.#busSources.loopbackDomid,
+      presenceOf: this.#busSources.presenceOf,
+      addressOf: (bus) => busAddress(bus, this.#busSources),
     };
   }
 

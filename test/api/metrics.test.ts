@@ -6,7 +6,7 @@ import { VmsgError } from '../../src/kit/errors.ts';
 import { limits } from '../../src/kit/limits.ts';
 import { assertProblem } from './problem-cases.ts';
 import { parseMetrics, sampleOf } from './prometheus.ts';
-import { blk, loopback, makeServer, startWorld, type World } from './support.ts';
+import { blk, loopback, makeServer, settle, startWorld, type World } from './support.ts';
 
 interface Measured {
   readonly world: World;
@@ -54,6 +54,7 @@ describe('api: metrics', () => {
       regions: 9,
       regionBytes: 10,
       regionsDraining: 11,
+      grants: { persistent: true, hits: 14, misses: 15, evictions: 16, faults: 17, mappedPages: 18 },
     });
     const queues = [
       { index: 0, size: 8, inFlight: 3 },
@@ -65,6 +66,8 @@ describe('api: metrics', () => {
       ['vmsg_info', { version: '1.2.3' }, 1],
       ['vmsg_ready', {}, 1],
       ['vmsg_guests_connected', {}, 1],
+      ['vmsg_domain_running', { domain: 'vm1' }, 1],
+      ['vmsg_domain_stuck_pages', { domain: 'vm1' }, 0],
       ['vmsg_bus_state', { ...onBus, state: 'connected' }, 1],
       ['vmsg_bus_messages_received_total', onBus, 1],
       ['vmsg_bus_messages_sent_total', onBus, 2],
@@ -77,6 +80,11 @@ describe('api: metrics', () => {
       ['vmsg_bus_regions', onBus, 9],
       ['vmsg_bus_region_bytes', onBus, 10],
       ['vmsg_bus_regions_draining', onBus, 11],
+      ['vmsg_bus_grant_hits_total', onBus, 14],
+      ['vmsg_bus_grant_misses_total', onBus, 15],
+      ['vmsg_bus_grant_evictions_total', onBus, 16],
+      ['vmsg_bus_grant_faults_total', onBus, 17],
+      ['vmsg_bus_grant_mapped_pages', onBus, 18],
       ['vmsg_attachment_state', { ...onDevice, state: 'active' }, 1],
       ['vmsg_attachment_requests_total', onDevice, 12],
       ['vmsg_attachment_bytes_total', onDevice, 13],
@@ -103,7 +111,8 @@ describe('api: metrics', () => {
     for (const [name, { help, type, samples }] of await scrape()) {
       assert.equal(type, name.endsWith('_total') ? 'counter' : 'gauge', name);
       assert.match(help, /^[A-Z].{5,}\.$/, name);
-      assert.ok(samples.length > 0 || name === 'vmsg_bus_backlog_messages', name);
+      const needsMore = name === 'vmsg_bus_backlog_messages' || name.startsWith('vmsg_bus_grant_');
+      assert.ok(samples.length > 0 || needsMore, name);
     }
   });
 
@@ -116,6 +125,20 @@ describe('api: metrics', () => {
     assert.deepEqual(families.get('vmsg_bus_messages_received_total')?.samples, []);
     assert.equal(sampleOf(families, 'vmsg_attachment_state', { ...onDevice, state: 'failed' }), 1);
     assert.deepEqual(families.get('vmsg_attachment_requests_total')?.samples, []);
+  });
+
+  it('tell which domains run, and what they keep of others', async (t) => {
+    const { world, scrape } = await measured(t);
+    await world.service.put('domains', 'server', { xen: { name: 'server' } });
+    await world.service.put('buses', 's', { domain: 'server', transport: 'xen', role: 'device' });
+    assert.equal(sampleOf(await scrape(), 'vmsg_domain_running', { domain: 'server' }), 0);
+    world.xen.run({ domid: 3, name: 'server', uuid: 'u' });
+    await settle();
+    const stuck = [4, 8].map((pages) => ({ domid: 9, pages, ageMs: 1 }));
+    Object.assign(world.lane.buses.get('s')!.snapshot, { stuck });
+    const families = await scrape();
+    assert.equal(sampleOf(families, 'vmsg_domain_running', { domain: 'server' }), 1);
+    assert.equal(sampleOf(families, 'vmsg_domain_stuck_pages', { domain: 'server' }), 12);
   });
 
   it('leave out what an attachment does not count because its data passes elsewhere', async (t) => {

@@ -106,7 +106,7 @@ const fields: Case[] = [
     'a bus with an unknown transport',
     put('buses/n', { ...loopback, transport: 'pci' }),
     '/transport',
-    /must be one of "loopback"/,
+    /must be one of "loopback", "xen"/,
   ),
   badBody(
     'a bus with an unknown role',

@@ -9,6 +9,7 @@ import { type ConfiguredObjects, Service } from '../../src/bridge/service.ts';
 import { Store } from '../../src/bridge/store.ts';
 import type { StoreFiles } from '../../src/bridge/store-files.ts';
 import type { Clock, Timer } from '../../src/kit/clock.ts';
+import { FakeDomains } from '../support/fake-domains.ts';
 import { FakeLane } from './fake-lane.ts';
 
 /** Time that only a test moves. */
@@ -60,6 +61,7 @@ const nothingConfigured: ConfiguredObjects = { domains: {}, buses: {}, backends:
 
 export interface World {
   readonly lane: FakeLane;
+  readonly xen: FakeDomains;
   readonly clock: FakeClock;
   readonly service: Service;
   readonly directory: string;
@@ -70,6 +72,7 @@ export interface WorldOptions {
   readonly directory?: string;
   readonly configured?: Partial<ConfiguredObjects>;
   readonly lane?: FakeLane;
+  readonly xen?: FakeDomains;
   readonly files?: StoreFiles;
   readonly busDir?: string;
 }
@@ -84,6 +87,7 @@ export function temporaryDirectory(t: Cleanup): string {
 export function makeWorld(t: Cleanup, options: WorldOptions = {}): World {
   const directory = options.directory ?? temporaryDirectory(t);
   const lane = options.lane ?? new FakeLane();
+  const xen = options.xen ?? new FakeDomains();
   const clock = new FakeClock();
   const warnings: { data: object; message: string }[] = [];
   const service = new Service({
@@ -96,8 +100,10 @@ export function makeWorld(t: Cleanup, options: WorldOptions = {}): World {
     busDir: options.busDir ?? '/run/bus',
     recoveryDir: '/run/recovery',
     uid: 1000,
+    xen,
+    destroyDomain: (domid) => xen.destroy(domid),
   });
-  return { lane, clock, service, directory, warnings };
+  return { lane, xen, clock, service, directory, warnings };
 }
 
 export async function startWorld(t: Cleanup, options: WorldOptions = {}): Promise<World> {

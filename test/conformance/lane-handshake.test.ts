@@ -193,7 +193,7 @@ for (const kind of ['inline', 'worker'] as const) {
         await guest.handshake();
         const add = async (fd: Fd | undefined, changes: object = {}): Promise<number> => {
           const reference = fd === undefined ? 999 : guest.give(guest.own(fd));
-          const body = { peer: 0, area: 1, flags: 0, reference, reserved: 0, offset: 0n, length: 4096n };
+          const body = { peer: 0, area: 1, flags: 0, reference, domain: 0, offset: 0n, length: 4096n };
           return (await guest.ask('REGION_ADD', { ...body, ...changes })).errno;
         };
         assert.equal(await add(undefined), ENOENT);

@@ -80,6 +80,40 @@ test('a bus with a disk is made, used by a guest, shown and taken apart', async 
   }
 });
 
+test('a Xen domain is named, and all that belongs to it waits for it', async () => {
+  await succeeds('domain', 'add', 'x1', '--xen-name', 'vmsg-test-nobody');
+  await succeeds('bus', 'add', 'x1', '--domain', 'x1');
+  await succeeds('bus', 'add', 'x1-b', '--domain', 'x1', '--index', '1', '--pool-max', '1048576', '--role', 'device');
+  await succeeds('backend', 'add', 'xr', '--type', 'rng');
+  await succeeds('attach', 'x1', 'xr');
+  const { spec, status } = JSON.parse(await succeeds('bus', 'show', 'x1-b')) as Resource<'buses'>;
+  assert.deepEqual(spec, { domain: 'x1', transport: 'xen', role: 'device', index: 1, poolMaxBytes: 1048576 });
+  assert.equal(status.state, 'pending');
+  assert.match(await succeeds('domain', 'ls'), /x1 +- +absent.* +vmsg-test-nobody +x1 x1-b/);
+  const listing = await succeeds('ls');
+  assert.match(listing, /x1 +x1 +driver +pending \(domain x1 is not running.*\) +0x0 +- +xen:\?\/device\/vmsg\/0/);
+  assert.match(listing, /x1\.xr +x1 +- +rng +xr +pending \(bus "x1" is not open: domain x1 is not running/);
+  await fails(1, /bus-index-taken/, 'bus', 'add', 'x1-c', '--domain', 'x1', '--index', '1');
+  await fails(1, /needs transport xen/, 'bus', 'add', 'x1-c', '--domain', 'x1', '--transport', 'loopback');
+  for (const [kind, id] of [
+    ['attachment', 'x1.xr'],
+    ['bus', 'x1'],
+    ['bus', 'x1-b'],
+    ['domain', 'x1'],
+    ['backend', 'xr'],
+  ] as const) {
+    await succeeds(kind, 'rm', id);
+  }
+});
+
+test('the doctor finds the service that runs', async () => {
+  const { code, stdout, stderr } = await vmsg('doctor', '--role', 'service', '--json');
+  assert.ok(code === 0 || code === 1, stderr);
+  const { role, findings } = JSON.parse(stdout) as { role: string; findings: { check: string; state: string }[] };
+  assert.equal(role, 'service');
+  assert.equal(findings.find(({ check }) => check === 'api')?.state, 'fine');
+});
+
 test('wrong use is one sentence and the exit code for it', async () => {
   await fails(64, /no command 'frobnicate'/, 'frobnicate');
   await fails(64, /there are ls, show, add and rm/, 'bus', 'explode', 'x');

@@ -75,6 +75,7 @@ export class Bench {
     this.maxMessageSize = options.maxMessageSize ?? 64;
     this.runtime = new BusRuntime({
       bus: 'bench',
+      domid: 1,
       maxMessageSize: this.maxMessageSize,
       dialect: dialectD5,
       transport: this.transport,
@@ -204,7 +205,7 @@ export class Bench {
     const memory = new FakeMemory(new Uint8Array(length));
     this.guest.resources.memories.set(reference, memory);
     const flags = readOnly ? 1 : 0;
-    const body = { peer: 0, area, flags, reference, reserved: 0, offset: 0n, length: BigInt(length) };
+    const body = { peer: 0, area, flags, reference, domain: 0, offset: 0n, length: BigInt(length) };
     assert.equal(this.ask('REGION_ADD', body).errno, 0);
     return memory;
   }

@@ -245,7 +245,7 @@ export class RawGuest {
 
   async shareRegion(area: number, fd: Fd, length = 65536): Promise<void> {
     const reference = this.give(fd);
-    const body = { peer: 0, area, flags: 0, reference, reserved: 0, offset: 0n, length: BigInt(length) };
+    const body = { peer: 0, area, flags: 0, reference, domain: 0, offset: 0n, length: BigInt(length) };
     assert.equal((await this.ask('REGION_ADD', body)).errno, 0);
   }
 

@@ -6,7 +6,7 @@ import { laneOptions } from '../../src/app/lane-options.ts';
 import { LoopbackTransport } from '../../src/bridge/bus/loopback/transport.ts';
 import { BusRuntime } from '../../src/bridge/bus/runtime.ts';
 import { InlineLane } from '../../src/bridge/lane/inline.ts';
-import type { BusSnapshot, Lane, LaneBusSpec, LaneEvent } from '../../src/bridge/lane/protocol.ts';
+import type { BusSnapshot, Lane, LaneEvent, LoopbackBusSpec } from '../../src/bridge/lane/protocol.ts';
 import { WorkerLane } from '../../src/bridge/lane/worker-lane.ts';
 import { systemScheduler } from '../../src/kit/scheduler.ts';
 import { type Census, census } from '../../src/libc/census.ts';
@@ -32,6 +32,7 @@ export function openClockedBus() {
   const clock = new FakeClock();
   const runtime = new BusRuntime({
     bus: 'clocked',
+    domid: 1,
     maxMessageSize: 64,
     dialect: dialectD5,
     transport: new LoopbackTransport({
@@ -87,7 +88,7 @@ export class LaneRig {
     return lane;
   }
 
-  spec(changes: Partial<LaneBusSpec> = {}): LaneBusSpec {
+  spec(changes: Partial<LoopbackBusSpec> = {}): LoopbackBusSpec {
     return {
       bus: 'bus',
       transport: 'loopback',
@@ -103,7 +104,7 @@ export class LaneRig {
     };
   }
 
-  async open(changes: Partial<LaneBusSpec> = {}): Promise<this> {
+  async open(changes: Partial<LoopbackBusSpec> = {}): Promise<this> {
     const spec = this.spec(changes);
     await this.lane.call('openBus', spec);
     await this.attachAll(spec.bus);

@@ -85,6 +85,10 @@ export class ServiceProcess {
     return code as number | null;
   }
 
+  get pid(): number {
+    return this.#child.pid!;
+  }
+
   get alive(): boolean {
     return this.#child.exitCode === null && this.#child.signalCode === null;
   }
@@ -98,7 +102,7 @@ export class ServiceProcess {
   }
 
   holdings(): Holdings {
-    const proc = `/proc/${this.#child.pid}`;
+    const proc = `/proc/${this.pid}`;
     const fds = readdirSync(`${proc}/fd`).filter((fd) => isStable(`${proc}/fd/${fd}`));
     const maps = readFileSync(`${proc}/maps`, 'utf8').split('\n');
     return { fds: fds.length, memfdMappings: maps.filter((line) => line.includes('/memfd:')).length };

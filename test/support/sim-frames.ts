@@ -154,7 +154,7 @@ export class FrameForge {
     const random = this.#random;
     const area = random.chance(this.wildness) ? random.pick(this.#o.areas) : this.#o.areas[0]!;
     const reference = random.below(4);
-    const body = { peer: 0, area, flags: 0, reference, reserved: 0, offset: 0n, length: 16384n };
+    const body = { peer: 0, area, flags: 0, reference, domain: 0, offset: 0n, length: 16384n };
     return this.#encode({ kind: 'request', name: 'REGION_ADD', body });
   }
 

@@ -67,7 +67,7 @@ export class SimRegions {
     let announced = this.#announced.get(area);
     if (announced === undefined && this.#guest.hasConnection) {
       const reference = this.reference({ kind: 'region', bytes });
-      const body = { peer: 0, area, flags: 0, reference, reserved: 0, offset: 0n, length: BigInt(bytes.length) };
+      const body = { peer: 0, area, flags: 0, reference, domain: 0, offset: 0n, length: BigInt(bytes.length) };
       announced = this.#guest.request(0, { kind: 'request', name: 'REGION_ADD', body });
       this.#announced.set(area, announced);
     }

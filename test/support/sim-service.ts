@@ -68,6 +68,9 @@ export class SimService {
         shm: async ({ bytes }) => new ShmBackend(bytes),
         template: async ({ greeting }) => new TemplateBackend(greeting),
       },
+      clock: process.clock,
+      scheduler: process.scheduler,
+      xsm: () => ({ mode: 'unknown', reason: 'no Xen here' }),
       makeUpstream: () => {
         throw new VmsgError('unavailable', 'no other bridges here');
       },
@@ -76,6 +79,7 @@ export class SimService {
         const { clock, scheduler, random } = process;
         return new BusRuntime({
           bus: spec.bus,
+          domid: spec.domid,
           maxMessageSize: spec.maxMessageSizeBytes,
           dialect: dialectD5,
           transport: new SimTransport(loop, process, bus.socket),

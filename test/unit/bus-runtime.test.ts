@@ -25,7 +25,7 @@ function killed(inFlight: number): { store: FakeStore; memory: FakeMemory; claim
 function addAgain(b: Bench, memory: FakeMemory): void {
   b.guest.resources.memories.set(99, new FakeMemory(memory.bytes));
   const length = BigInt(memory.bytes.length);
-  const body = { peer: 0, area: 1, flags: 0, reference: 99, reserved: 0, offset: 0n, length };
+  const body = { peer: 0, area: 1, flags: 0, reference: 99, domain: 0, offset: 0n, length };
   assert.equal(b.ask('REGION_ADD', body).errno, 0);
 }
 

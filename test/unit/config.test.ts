@@ -34,6 +34,7 @@ describe('config', () => {
       api: { socket: '/tmp/vmsg-1000/api.sock', socketMode: 0o660, tcp: null },
       log: { level: 'info' },
       lane: { mode: 'worker' },
+      xen: { xlPath: 'xl' },
       objects: { domains: {}, buses: {}, backends: {}, attachments: {} },
     });
   });
@@ -58,6 +59,7 @@ describe('config', () => {
       api: { socket: './a.sock', socketMode: '0600', tcp: { host: '::1', port: 8080, tokenFile: 'token' } },
       log: { level: 'debug' },
       lane: { mode: 'inline' },
+      xen: { xlPath: 'xl-wrapper' },
       domains: { vm1: { description: 'first' } },
       buses: { b: bus },
       backends: { disk: { type: 'blk', path: '../disk.img' }, rng: { type: 'rng', source: '/dev/random' } },
@@ -73,6 +75,7 @@ describe('config', () => {
       },
       log: { level: 'debug' },
       lane: { mode: 'inline' },
+      xen: { xlPath: 'xl-wrapper' },
       objects: {
         domains: { vm1: { description: 'first' } },
         buses: { b: bus },

@@ -140,7 +140,7 @@ describe('requests that a backend only keeps', () => {
       next.connect({ claim: admission });
       next.guest.resources.memories.set(99, new FakeMemory(memory.bytes));
       const length = BigInt(memory.bytes.length);
-      const body = { peer: 0, area: 1, flags: 0, reference: 99, reserved: 0, offset: 0n, length };
+      const body = { peer: 0, area: 1, flags: 0, reference: 99, domain: 0, offset: 0n, length };
       assert.equal(next.ask('REGION_ADD', body).errno, 0);
       next.available();
       assert.equal(again.held.length, 3);

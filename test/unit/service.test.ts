@@ -52,6 +52,7 @@ describe('service: reconciling', () => {
         deviceStatus: [],
         recovery: 'resume',
         dataPath: 'direct',
+        dataPathReason: null,
         epoch: '0x0',
         queues: [],
         requests: 0,
@@ -65,9 +66,10 @@ describe('service: reconciling', () => {
     await service.put('domains', 'vm1', {});
     await service.put('buses', 'b', { ...loopback, admittedUids: [1000, 1001], maxMessageSizeBytes: 264 });
     const spec = lane.buses.get('b')?.spec;
-    assert.equal(spec?.socketMode, 0o666);
-    assert.deepEqual(spec?.admittedUids, [1000, 1001]);
-    assert.equal(spec?.maxMessageSizeBytes, 264);
+    assert.ok(spec?.transport === 'loopback');
+    assert.equal(spec.socketMode, 0o666);
+    assert.deepEqual(spec.admittedUids, [1000, 1001]);
+    assert.equal(spec.maxMessageSizeBytes, 264);
   });
 
   it('gives domains the lowest free number and keeps it over a restart', async (t) => {

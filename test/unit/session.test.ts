@@ -13,7 +13,7 @@ function bench(): { b: Bench; device: FakeBackend } {
   return { b, device };
 }
 
-const add = { peer: 0, area: 1, flags: 0, reference: 5, reserved: 0, offset: 0n, length: 4096n };
+const add = { peer: 0, area: 1, flags: 0, reference: 5, domain: 0, offset: 0n, length: 4096n };
 
 describe('session: regions', () => {
   test('a region with a wrong field is EINVAL, and no memory is touched', () => {
@@ -27,7 +27,6 @@ describe('session: regions', () => {
       { area: 0xffff },
       { flags: 2 },
       { flags: 0x8000 },
-      { reserved: 1 },
       { offset: 1n },
       { offset: 4095n },
       { offset: 1n << 52n },
@@ -45,6 +44,7 @@ describe('session: regions', () => {
         JSON.stringify(wrong, (_, v) => String(v)),
       );
     }
+    assert.equal(b.ask('REGION_ADD', { ...add, domain: 1 }).errno, 95, 'no domains on this bus');
     assert.deepEqual(b.guest.resources.opened, []);
     assert.equal(b.ask('REGION_ADD', add).errno, 0);
     assert.equal(b.ask('REGION_ADD', add).errno, 17, 'the area is in use');

@@ -19,6 +19,7 @@ const fieldOptions: Readonly<Record<string, FieldOption>> = {
   greeting: { field: 'greeting', kind: 'text' },
   bus: { field: 'bus', kind: 'text' },
   device: { field: 'deviceNumber', kind: 'number' },
+  'data-path': { field: 'dataPath', kind: 'text' },
   cols: { field: 'cols', kind: 'number' },
   rows: { field: 'rows', kind: 'number' },
   // Of a console: --name, --socket and --pty make its port; the API takes more than one.

@@ -1,31 +1,29 @@
 import { toErrorData, VmsgError } from '../../kit/errors.ts';
-import { runDemo } from '../demo/demo.ts';
-import { runServe } from '../serve.ts';
 import { packageVersion } from '../version.ts';
-import type { ApiClient } from './api-client.ts';
-import { apiTarget } from './api-target.ts';
-import { CliError, exitCode, usageError } from './exit-codes.ts';
-import { runGuest } from './guest.ts';
+import { CliError, exitCode } from './exit-codes.ts';
 import type { CliIo } from './io.ts';
-import { runMetrics } from './metrics.ts';
-import { type ObjectName, objectCommands, runObjectCommand } from './objects.ts';
-import { runChannels, runShares } from './observations.ts';
-import { runAttach, runDetach, runEvents, runLs } from './overview.ts';
 
 const help = `vmsg: virtio-msg buses for VMs
 
   vmsg demo [--disk FILE] [--exit]           start everything and show real data flow
   vmsg serve [--config FILE]                 run the service; --help lists the config fields
+  vmsg doctor [--role ROLE] [--config FILE]  what this machine has and lacks to be a service, xen-service or xen-guest
 
   vmsg ls                                    buses and attachments
-  vmsg domain  ls|show|add|rm [ID]           add: [--description TEXT]
-  vmsg bus     ls|show|add|rm [ID]           add: --domain ID [--admit UID,...] [--max-message-size BYTES]
+  vmsg domain  ls|show|add|rm [ID]           add: [--xen-name NAME | --xen-uuid UUID] [--description TEXT]
+  vmsg bus     ls|show|add|rm [ID]           add: --domain ID [--role driver|device] [--max-message-size BYTES]
+                                                  [--admit UID,...]
+                                                  of a Xen domain: [--index N] [--pool-max BYTES]
+                                                  [--on-stuck report|destroy-mapper]
   vmsg backend ls|show|add|rm [ID]           add: --type blk --path FILE [--read-only] [--serial TEXT]
                                                   [--queues N]
                                                   --type rng [--source FILE]
                                                   --type console --socket PATH | --pty PATH [--name TEXT]
                                                   --type shm [--bytes N]
                                                   --type template [--greeting TEXT]
+                                                  --type guest --bus ID --device N
+                                                      [--data-path auto|direct|shadow]
+                                                  --type bridge --socket PATH --device N
   vmsg attach BUS BACKEND [--id ID] [--number N]
   vmsg detach ATTACHMENT
   vmsg attachment ls|show|add|rm [ID]        add: --bus ID --backend ID [--number N]
@@ -38,43 +36,28 @@ const help = `vmsg: virtio-msg buses for VMs
 
 Commands that speak to the service take --api SOCKET (default: $VMSG_API, else where "vmsg serve" puts it), or
 --api http://127.0.0.1:PORT with --token-file FILE (default: $VMSG_TOKEN_FILE);
-ls, show, add, attach, events, channels, shares and metrics take --json.
+ls, show, add, attach, events, channels, shares, metrics and doctor take --json.
 `;
 
-type ApiCommand = (args: string[], api: ApiClient, io: CliIo) => Promise<number>;
+type Command = (args: string[], io: CliIo) => Promise<number>;
 
-const apiCommands: Readonly<Record<string, ApiCommand>> = {
-  ls: runLs,
-  attach: runAttach,
-  detach: runDetach,
-  events: runEvents,
-  channels: runChannels,
-  shares: runShares,
-  metrics: runMetrics,
-  ...Object.fromEntries(
-    (Object.keys(objectCommands) as ObjectName[]).map((name): [string, ApiCommand] => [
-      name,
-      (args, api, io) => runObjectCommand(name, args, api, io),
-    ]),
-  ),
+/** What has many parts is loaded when it is wanted: a guest, or a small machine, needs few of them. */
+const largeCommands: Readonly<Record<string, () => Promise<Command>>> = {
+  serve: async () => (await import('../serve.ts')).runServe,
+  demo: async () => (await import('../demo/demo.ts')).runDemo,
+  guest: async () => (await import('./guest.ts')).runGuest,
+  doctor: async () => (await import('./doctor.ts')).runDoctor,
 };
 
 async function dispatch(argv: string[], io: CliIo): Promise<number> {
   const [name = 'help', ...args] = argv;
   if (name === 'help' || name === '--help' || name === '-h') io.stdout.write(help);
   else if (name === '--version' || name === 'version') io.stdout.write(`vmsg ${packageVersion()}\n`);
-  else if (name === 'serve') return await runServe(args, io);
-  else if (name === 'demo') return await runDemo(args, io);
-  else if (name === 'guest') return await runGuest(args, io);
+  else if (name === 'doctor' && args.includes('--help')) io.stdout.write(help);
+  else if (Object.hasOwn(largeCommands, name)) return await (await largeCommands[name]!())(args, io);
   else {
-    const command = apiCommands[name];
-    if (command === undefined) throw usageError(`no command '${name}'; "vmsg --help" lists them`);
-    if (args.includes('--help')) {
-      io.stdout.write(help);
-      return exitCode.ok;
-    }
-    const { api, rest } = apiTarget(args, io);
-    return await command(rest, api, io);
+    const { callService } = await import('./service-commands.ts');
+    return await callService(name, args, io, help);
   }
   return exitCode.ok;
 }

@@ -44,6 +44,10 @@ const busColumns: readonly Column[] = [
   ['FAILURES', 'vmsg_bus_failures_total'],
   ['REGIONS', 'vmsg_bus_regions'],
   ['BYTES', 'vmsg_bus_region_bytes'],
+  ['GRANT PAGES', 'vmsg_bus_grant_mapped_pages'],
+  ['HITS', 'vmsg_bus_grant_hits_total'],
+  ['MISSES', 'vmsg_bus_grant_misses_total'],
+  ['FAULTS', 'vmsg_bus_grant_faults_total'],
 ];
 
 const busTable = (samples: readonly Sample[]): string =>

@@ -4,58 +4,80 @@ import type { ApiClient } from './api-client.ts';
 import { backendOptions, backendSpec, whatOf } from './backend-options.ts';
 import { exitCode, usageError } from './exit-codes.ts';
 import type { CliIo } from './io.ts';
+import { peerText } from './peer-text.ts';
 import { table } from './table.ts';
-import { required, type Values, wholeNumber } from './values.ts';
+import { fieldsOf, numbersOf, required, type Values, wholeNumber } from './values.ts';
 
 /** What the command knows of one kind of object. */
 interface ObjectCommand<K extends Kind> {
   readonly kind: K;
   readonly options: Readonly<Record<string, { readonly type: 'string' | 'boolean' }>>;
   /** The body of a PUT from the options of `add`. */
-  spec(values: Readonly<Record<string, string | boolean | undefined>>, io: CliIo): object;
+  spec(values: Values, io: CliIo, api: ApiClient): object | Promise<object>;
   readonly header: readonly string[];
   row(resource: Resource<K>): string[];
 }
 
 const domain: ObjectCommand<'domains'> = {
   kind: 'domains',
-  options: { description: { type: 'string' } },
-  spec: (values) => (values.description === undefined ? {} : { description: values.description }),
-  header: ['DOMAIN', 'DOMID', 'BUSES', 'DESCRIPTION'],
-  row: ({ id, spec, status }) => [id, String(status.domid), status.buses.join(' '), spec.description ?? ''],
+  options: { description: { type: 'string' }, 'xen-name': { type: 'string' }, 'xen-uuid': { type: 'string' } },
+  spec: (values) => {
+    const xen = fieldsOf(values, { 'xen-name': 'name', 'xen-uuid': 'uuid' });
+    return { ...fieldsOf(values, { description: 'description' }), ...(Object.keys(xen).length > 0 ? { xen } : {}) };
+  },
+  header: ['DOMAIN', 'DOMID', 'STATE', 'XEN', 'BUSES', 'DESCRIPTION'],
+  row: ({ id, spec, status }) => [
+    id,
+    String(status.domid ?? '-'),
+    withReason(status),
+    spec.xen?.name ?? spec.xen?.uuid ?? '-',
+    status.buses.join(' ') || '-',
+    spec.description ?? '',
+  ],
 };
+
+/** Whatever has a reason for its state is shown with it. */
+const withReason = ({ state, reason }: { readonly state: string; readonly reason: string | null }): string =>
+  reason === null ? state : `${state} (${reason})`;
+
+/** The domain says how messages travel, if the caller does not; the service judges what is wrong. */
+async function transportOf(domainId: string, api: ApiClient): Promise<string> {
+  const domains = await api.listAll<Resource<'domains'>>('domains');
+  return domains.find(({ id }) => id === domainId)?.spec.xen === undefined ? 'loopback' : 'xen';
+}
 
 const bus: ObjectCommand<'buses'> = {
   kind: 'buses',
   options: {
     domain: { type: 'string' },
+    transport: { type: 'string' },
     role: { type: 'string' },
+    index: { type: 'string' },
     admit: { type: 'string' },
     'max-message-size': { type: 'string' },
+    'pool-max': { type: 'string' },
+    'on-stuck': { type: 'string' },
   },
-  spec: (values) => ({
-    domain: required(values, 'domain'),
-    transport: 'loopback',
-    role: values.role ?? 'driver',
-    ...(values.admit === undefined
-      ? {}
-      : {
-          admittedUids: required(values, 'admit')
-            .split(',')
-            .map((uid) => wholeNumber(uid, '--admit')),
-        }),
-    ...(values['max-message-size'] === undefined
-      ? {}
-      : { maxMessageSizeBytes: wholeNumber(required(values, 'max-message-size'), '--max-message-size') }),
-  }),
+  spec: async (values, _io, api) => {
+    const domainId = required(values, 'domain');
+    const admit = values.admit === undefined ? undefined : required(values, 'admit').split(',');
+    return {
+      domain: domainId,
+      transport: values.transport ?? (await transportOf(domainId, api)),
+      role: values.role ?? 'driver',
+      ...numbersOf(values, { index: 'index', 'max-message-size': 'maxMessageSizeBytes', 'pool-max': 'poolMaxBytes' }),
+      ...fieldsOf(values, { 'on-stuck': 'onStuck' }),
+      ...(admit === undefined ? {} : { admittedUids: admit.map((uid) => wholeNumber(uid, '--admit')) }),
+    };
+  },
   header: ['BUS', 'DOMAIN', 'ROLE', 'STATE', 'EPOCH', 'PEER', 'ADDRESS'],
   row: ({ id, spec, status }) => [
     id,
     spec.domain,
     spec.role,
-    status.state,
+    withReason({ state: status.state, reason: status.reason ?? status.diagnosis }),
     status.epoch,
-    status.peer === null ? '-' : `pid ${status.peer.pid}`,
+    peerText(status.peer),
     status.address,
   ],
 };
@@ -74,7 +96,7 @@ const attachment: ObjectCommand<'attachments'> = {
   spec: (values) => ({
     bus: required(values, 'bus'),
     backend: required(values, 'backend'),
-    ...(values.number === undefined ? {} : { deviceNumber: wholeNumber(required(values, 'number'), '--number') }),
+    ...numbersOf(values, { number: 'deviceNumber' }),
   }),
   header: ['ATTACHMENT', 'BUS', 'DEVICE', 'TYPE', 'BACKEND', 'STATE', 'DRIVER', 'REQUESTS', 'BYTES'],
   row: ({ id, spec, status }) => [
@@ -83,7 +105,7 @@ const attachment: ObjectCommand<'attachments'> = {
     status.deviceNumber === null ? '-' : String(status.deviceNumber),
     status.deviceType,
     spec.backend,
-    status.reason === null ? status.state : `${status.state} (${status.reason})`,
+    withReason({ state: status.state, reason: status.reason ?? status.dataPathReason }),
     status.deviceStatus.at(-1) ?? '-',
     String(status.requests ?? '-'),
     String(status.bytes ?? '-'),
@@ -112,7 +134,7 @@ export async function runObjectCommand(name: ObjectName, args: string[], api: Ap
   if (id === undefined) throw usageError(`vmsg ${name} ${verb} needs an id`);
   if (verb === 'show') print(io, (await api.call('GET', pathOf(command.kind, id))).body);
   else if (verb === 'rm') await remove(command.kind, id, api, io);
-  else await put(command.kind, id, command.spec(values as Values, io), api, io, values.json === true);
+  else await put(command.kind, id, await command.spec(values as Values, io, api), api, io, values.json === true);
   return exitCode.ok;
 }
 

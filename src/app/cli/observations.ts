@@ -3,6 +3,7 @@ import type { Channel, MessageRecord, Share } from '../../bridge/commands.ts';
 import type { ApiClient } from './api-client.ts';
 import { exitCode, usageError } from './exit-codes.ts';
 import type { CliIo } from './io.ts';
+import { peerText } from './peer-text.ts';
 import { table } from './table.ts';
 
 const print = (io: CliIo, value: unknown): void => void io.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
@@ -42,7 +43,7 @@ const channelTable = (channels: readonly Channel[]): string =>
       domain,
       state,
       epoch,
-      peer === null ? '-' : `pid ${peer.pid}`,
+      peerText(peer),
       orDash(dialect),
       String(counters.messagesIn),
       String(counters.messagesOut),

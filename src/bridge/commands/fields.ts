@@ -17,9 +17,13 @@ export const busState = words(
   'pending: not open yet. listening: waits for a guest. handshake, connected: has one. failed: not open, is tried again.',
 );
 
-export const peer = orNull(
-  Type.Object({ pid: Type.Integer(), uid: Type.Integer(), gid: Type.Integer() }),
-  'The connected process.',
+export const peer = Type.Union(
+  [
+    Type.Object({ pid: Type.Integer(), uid: Type.Integer(), gid: Type.Integer() }),
+    Type.Object({ domid: Type.Integer() }),
+    Type.Null(),
+  ],
+  { description: 'The connected process, or Xen domain.' },
 );
 
 export const counters = Type.Object({

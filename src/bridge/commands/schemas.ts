@@ -24,14 +24,40 @@ const domainSpec = Type.Object(
     description: Type.Optional(
       Type.String({ maxLength: 200, description: 'Free text. The one field that may change.' }),
     ),
+    xen: Type.Optional(
+      Type.Object(
+        {
+          name: Type.Optional(
+            Type.String({
+              pattern: '^[^\\u0000-\\u001f/]{1,128}$',
+              description: 'Name of the Xen domain, as `xl list` shows it.',
+            }),
+          ),
+          uuid: Type.Optional(
+            Type.String({
+              pattern: '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$',
+              description: 'UUID of the Xen domain, instead of its name.',
+            }),
+          ),
+        },
+        { ...strict, title: 'XenDomain' },
+      ),
+    ),
   },
-  { ...strict, title: 'DomainSpec', description: 'A VM, or what stands for one on the loopback bus: a guest process.' },
+  {
+    ...strict,
+    title: 'DomainSpec',
+    description: 'A VM: with `xen` a Xen domain, else what stands for one on the loopback bus, a guest process.',
+  },
 );
 
 const busSpec = Type.Object(
   {
     domain: reference('domain that the bus belongs to'),
-    transport: words(['loopback'], 'How messages travel: loopback is rings in shared memory, one Unix socket a bus.'),
+    transport: words(
+      ['loopback', 'xen'],
+      'How messages travel: loopback is rings in shared memory, one Unix socket a bus; xen is for Xen domains.',
+    ),
     role: words(
       ['driver', 'device'],
       'What the domain does on this bus: driver, it uses devices; device, it serves them.',
@@ -48,7 +74,31 @@ const busSpec = Type.Object(
       Type.Array(Type.Integer({ minimum: 0, maximum: 0xffff_fffe }), {
         uniqueItems: true,
         maxItems: limits.admittedUidsPerBus,
-        description: 'User ids that may connect. Without it: the user of the service and root.',
+        description: 'Loopback: user ids that may connect. Without it: the user of the service and root.',
+      }),
+    ),
+    index: Type.Optional(
+      Type.Integer({
+        minimum: 0,
+        maximum: limits.busesPerDomain - 1,
+        default: 0,
+        description: 'Xen: which of the buses of its domain it is; last part of its xenstore paths.',
+      }),
+    ),
+    poolMaxBytes: Type.Optional(
+      Type.Integer({
+        minimum: limits.poolMinBytes,
+        maximum: limits.poolMaxBytes,
+        multipleOf: limits.poolMinBytes,
+        default: limits.poolMaxBytes,
+        description: 'Xen: most memory that the guest may share as regions, in bytes.',
+      }),
+    ),
+    onStuck: Type.Optional(
+      Type.Enum(['report', 'destroy-mapper'], {
+        default: 'report',
+        description:
+          'Role device: what to do when this domain keeps memory of a domain that is gone. destroy-mapper, on Xen: end this domain.',
       }),
     ),
   },
@@ -164,6 +214,13 @@ const guestBackendSpec = Type.Object(
     type: Type.Literal('guest', { description: 'A device that the guest of a bus of role device serves.' }),
     bus: reference('bus whose guest serves the device'),
     deviceNumber: servedNumber,
+    dataPath: Type.Optional(
+      Type.Enum(['auto', 'direct', 'shadow'], {
+        default: 'auto',
+        description:
+          'direct: the serving guest maps the memory of the driver. shadow: the service copies. auto: direct where possible.',
+      }),
+    ),
   },
   { ...strict, title: 'GuestBackendSpec' },
 );
@@ -208,10 +265,36 @@ const attachmentSpec = Type.Object(
   { ...strict, title: 'AttachmentSpec', description: 'One backend bound to one device number of a bus.' },
 );
 
+const stuckShare = Type.Object({
+  bus: Type.String({ description: 'Bus on which it serves devices.' }),
+  domid: Type.Integer({ description: 'Number of the domain whose memory it is.' }),
+  pages: count('Pages of 4096 bytes.'),
+  ageMs: Type.Number({ minimum: 0, description: 'Since when, in milliseconds.' }),
+});
+
 const domainStatus = Type.Object(
-  { domid: Type.Integer({ description: 'Number of the domain while the service runs.' }), buses: ids('Its buses.') },
+  {
+    state: words(['running', 'absent'], 'Whether the Xen domain runs; always running where there is none.'),
+    reason,
+    domid: orNull(Type.Integer(), 'Number of the domain, null while it is absent.'),
+    name: orNull(Type.String(), 'Name of the Xen domain that runs.'),
+    uuid: orNull(Type.String(), 'Its UUID.'),
+    buses: ids('Its buses.'),
+    stuckShares: Type.Array(stuckShare, {
+      description: 'Memory of others that it keeps although it was told to give it back.',
+    }),
+  },
   { title: 'DomainStatus' },
 );
+
+const grants = Type.Object({
+  persistent: Type.Boolean({ description: 'Whether mappings are kept until the guest releases its grants.' }),
+  hits: count('Uses of a mapping that was kept.'),
+  misses: count('Mappings made.'),
+  evictions: count('Kept mappings given up to stay within the bound.'),
+  faults: count('Uses refused.'),
+  mappedPages: count('Pages mapped now.'),
+});
 
 const busStatus = Type.Object(
   {
@@ -224,6 +307,11 @@ const busStatus = Type.Object(
     regions: count('Memory regions of the guest.'),
     regionBytes: count('Their size.'),
     regionsDraining: count('Regions already removed that I/O still uses.'),
+    grants: orNull(grants, 'Grants used by address since the guest connected, null where the bus has none.'),
+    diagnosis: orNull(
+      Type.String(),
+      'The last memory or event channel of the guest that could not be used, and what to check.',
+    ),
     attachments: ids('Attachments on this bus.'),
   },
   { title: 'BusStatus' },
@@ -255,6 +343,7 @@ const attachmentStatus = Type.Object(
       ['direct', 'relayed', 'shadow'],
       'direct: the backend uses the memory of the guest. relayed: so does the side that serves it. shadow: copies.',
     ),
+    dataPathReason: orNull(Type.String(), 'Why data is copied, where it is.'),
     epoch: u64('Epoch of the bus.'),
     queues: Type.Array(Queue),
     requests: orNull(count('Requests.'), 'Requests taken, null where data does not pass the bridge.'),

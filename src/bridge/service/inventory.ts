@@ -10,6 +10,13 @@ export interface LanePresence {
   /** Failed tries in a row. */
   tries: number;
   retry: Timer | null;
+  /** What it needs comes by itself and is not there now: no timer runs. */
+  waits: boolean;
+  /** Of a bus that is in: guests are let in. */
+  admits: boolean;
+  /** Of a bus that is in: its domain, as it was opened for it. */
+  domid: number | null;
+  incarnation: string | null;
   /** Of an attachment that is in. */
   deviceNumber: number | null;
   /** The device needs a reset or cannot work. */
@@ -36,11 +43,23 @@ export interface Reference {
   readonly id: string;
 }
 
+const outOfLane = (): LanePresence => ({
+  state: 'out',
+  reason: null,
+  tries: 0,
+  retry: null,
+  waits: false,
+  admits: false,
+  domid: null,
+  incarnation: null,
+  deviceNumber: null,
+  degraded: false,
+});
+
 export function makeEntry<K extends Kind>(
   of: Pick<EntryOf<K>, 'kind' | 'id' | 'origin' | 'revision' | 'spec' | 'phase'>,
 ): Entry {
-  const lane: LanePresence = { state: 'out', reason: null, tries: 0, retry: null, deviceNumber: null, degraded: false };
-  return { ...of, lane } as EntryOf<K> as Entry;
+  return { ...of, lane: outOfLane() } as EntryOf<K> as Entry;
 }
 
 /** The objects that a spec names. */

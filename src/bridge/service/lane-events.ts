@@ -2,7 +2,7 @@ import { unreachable } from '../../kit/assert.ts';
 import type { LaneEvent } from '../lane/protocol.ts';
 import type { EventHub } from './event-hub.ts';
 import type { Inventory } from './inventory.ts';
-import type { ServiceLog } from './reconciler.ts';
+import type { ServiceLog } from './log.ts';
 import { hex, isDegraded, statusNames } from './status.ts';
 
 interface Reporting {
@@ -29,12 +29,21 @@ export function reportLaneEvent(event: LaneEvent, { inventory, events, log }: Re
       events.emit({ type: event.type, kind: 'buses', object: bus, data: { peer, reason } });
       return;
     }
+    case 'bus-diagnosis':
+      events.emit({ type: event.type, kind: 'buses', object: event.bus, data: { text: event.text } });
+      return;
     case 'device-status':
       reportDevice(event, inventory, events);
       return;
     case 'served-devices': {
       const devices = event.devices.map(String);
       events.emit({ type: event.type, kind: 'buses', object: event.bus, data: { devices } });
+      return;
+    }
+    case 'share-stuck':
+    case 'share-released': {
+      const { type, bus, mapperBus, ...data } = event;
+      events.emit({ type, kind: 'buses', object: mapperBus, data: { ...data, bus } });
       return;
     }
     case 'attachment-lost':

@@ -13,7 +13,7 @@ export type ConfiguredObjects = { readonly [K in Kind]: Readonly<Record<string, 
 /**
  * Fills the inventory at start: the config file's objects in its order, then the stored ones in the order they were
  * made. Where both have an id, the config file wins; the stored object stays in the store and shows again once the
- * config file has given up the id. Gives every domain its number.
+ * config file has given up the id. Gives every loopback domain its number.
  * @param onHidden called for each stored object that the config file hides
  * @throws VmsgError `invalid-config`, `limit-reached`, `system-call`
  */
@@ -54,8 +54,8 @@ function checkConfigured(kind: Kind, id: string, spec: unknown): void {
 
 /** The numbers that domains had, and new ones for new domains. */
 function numbered(inventory: Inventory, { domids }: StoreState): Map<string, number> {
-  const domains = [...inventory.all('domains')];
-  const kept = [...domids].filter(([id]) => inventory.get('domains', id) !== undefined);
+  const domains = [...inventory.all('domains')].filter(({ spec }) => spec.xen === undefined);
+  const kept = [...domids].filter(([id]) => domains.some((domain) => domain.id === id));
   const result = new Map(kept);
   for (const { id } of domains) if (!result.has(id)) result.set(id, lowestFreeDomid(result));
   return result;

@@ -2,18 +2,15 @@ import type { Clock } from '../../kit/clock.ts';
 import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
 import type { Kind, Kinds } from '../commands.ts';
-import type { LaneBackendSpec, LaneBusSpec } from '../lane/protocol.ts';
+import type { LaneBusSpec } from '../lane/protocol.ts';
+import { AwaitedError } from './domains.ts';
 import type { EventHub } from './event-hub.ts';
 import { type Entry, type Inventory, referencesOf } from './inventory.ts';
 import type { LaneLink } from './lane-link.ts';
+import { laneBackendSpec } from './lane-specs.ts';
 import type { LockRequest, ObjectLocks } from './locks.ts';
-import { checkAttachment, checkReferences, nameOf } from './rules.ts';
-
-/** Where the service writes for its operator; the shape of a pino logger. Nothing is logged per message. */
-export interface ServiceLog {
-  info(data: object, message: string): void;
-  warn(data: object, message: string): void;
-}
+import type { ServiceLog } from './log.ts';
+import { checkAttachment, checkBus, checkReferences, nameOf } from './rules.ts';
 
 export interface ReconcilerParts {
   readonly inventory: Inventory;
@@ -22,7 +19,10 @@ export interface ReconcilerParts {
   readonly events: EventHub;
   readonly clock: Clock;
   readonly log: ServiceLog;
+  /** @throws AwaitedError when its domain does not run */
   readonly laneBusSpec: (entry: Entry<'buses'>) => LaneBusSpec;
+  /** The life of a Xen domain that the bus has to be open for; null: its domain does not run, or is none of Xen's. */
+  readonly incarnationOf: (entry: Entry<'buses'>) => string | null;
 }
 
 /** What an operation on an object locks: itself, and against removal what it refers to. */
@@ -51,6 +51,8 @@ export class Reconciler {
   async enter(entry: Entry): Promise<void> {
     if (entry.kind !== 'buses' && entry.kind !== 'attachments') return;
     const { lane } = entry;
+    lane.retry?.cancel();
+    lane.retry = null;
     lane.state = 'entering';
     try {
       if (entry.kind === 'buses') await this.#openBus(entry);
@@ -58,10 +60,10 @@ export class Reconciler {
     } catch (error) {
       // Without an answer the lane may or may not have it.
       if (hasCode(error, 'timeout')) await this.#tellToLeave(entry).catch(() => {});
-      lane.state = 'out';
+      this.#isOut(entry);
       throw error;
     }
-    Object.assign(lane, { state: 'in', reason: null, tries: 0, degraded: false });
+    Object.assign(lane, { state: 'in', reason: null, tries: 0, waits: false, degraded: false });
   }
 
   /**
@@ -80,33 +82,102 @@ export class Reconciler {
       lane.state = 'in';
       throw error;
     }
-    Object.assign(lane, { state: 'out', deviceNumber: null, degraded: false });
+    this.#isOut(entry);
   }
 
-  /** Lets an object that is not in the lane enter; when it cannot, says why and tries again later. */
+  #isOut({ lane }: Entry): void {
+    Object.assign(lane, { state: 'out', admits: false, domid: null, incarnation: null });
+    Object.assign(lane, { deviceNumber: null, degraded: false });
+  }
+
+  /**
+   * Lets an object that is not in the lane enter; when it cannot, says why and tries again later. A bus that is open
+   * for a domain that is gone leaves first, and one that enters takes its attachments along before it lets guests in.
+   */
   async attempt(entry: Entry): Promise<void> {
+    const { inventory } = this.#parts;
+    if (entry.kind === 'buses' && !(await this.#leaveGoneDomain(entry))) return;
+    const entered = await this.#tryEnter(entry);
+    if (entry.kind === 'buses' && !this.#holdsGuests && entry.lane.state === 'in' && !entry.lane.admits) {
+      const attachments = inventory.attachmentsOf('buses', entry.id).filter(({ lane }) => lane.state === 'out');
+      await Promise.all(attachments.map((attachment) => this.attempt(attachment)));
+      await this.#admit(entry);
+    }
+    if (!entered) return;
+    this.kick(inventory.users(entry.kind, entry.id));
+    if (entry.kind === 'buses') this.servedDevicesChanged(entry.id);
+  }
+
+  /** @returns whether the object has entered the lane now */
+  async #tryEnter(entry: Entry): Promise<boolean> {
     const { locks, inventory } = this.#parts;
     try {
-      await locks.run(locksFor(entry.kind, entry.id, entry.spec), async () => {
+      return await locks.run(locksFor(entry.kind, entry.id, entry.spec), async () => {
         const { lane, phase } = entry;
-        if (inventory.get(entry.kind, entry.id) !== entry || phase !== 'present' || lane.state !== 'out') return;
+        if (inventory.get(entry.kind, entry.id) !== entry || phase !== 'present' || lane.state !== 'out') return false;
         checkReferences(inventory, entry.kind, entry.spec);
         const holds = (other: Entry) => other.phase === 'creating' || other.lane.state !== 'out';
         if (entry.kind === 'attachments') checkAttachment(inventory, entry.id, entry.spec, holds);
+        if (entry.kind === 'buses') checkBus(inventory, entry.id, entry.spec, holds);
         await this.enter(entry);
         this.announce(entry);
+        return true;
       });
     } catch (error) {
       this.#noteFailure(entry, error);
-      return;
+      return false;
     }
-    this.kick(inventory.users(entry.kind, entry.id));
+  }
+
+  /** @returns false when the bus has to leave and could not; it is tried again */
+  async #leaveGoneDomain(bus: Entry<'buses'>): Promise<boolean> {
+    const { lane } = bus;
+    const isGone = () => lane.incarnation !== null && lane.incarnation !== this.#parts.incarnationOf(bus);
+    if (!isGone()) return true;
+    try {
+      await this.#withWholeBus(bus, async () => {
+        if (lane.state === 'in' && isGone())
+          await this.#takeOut(bus, new AwaitedError(`domain ${bus.spec.domain} is not running`));
+      });
+      return true;
+    } catch (error) {
+      this.#parts.log.warn({ bus: bus.id, reason: (error as Error).message }, 'the bus of a domain that is gone stays');
+      this.retry(bus);
+      return false;
+    }
+  }
+
+  /** Excludes all operations on a bus and on what is attached to it. */
+  async #withWholeBus(bus: Entry<'buses'>, operation: () => Promise<void>): Promise<void> {
+    const { inventory, locks } = this.#parts;
+    for (let done = false; !done; ) {
+      const attachments = inventory.attachmentsOf('buses', bus.id);
+      const held = [bus, ...attachments].flatMap(({ kind, id }) => locksFor(kind, id));
+      await locks.run(held, async () => {
+        // One that came while we waited may be on its way out again.
+        if (inventory.attachmentsOf('buses', bus.id).some((one) => !attachments.includes(one))) return;
+        done = true;
+        await operation();
+      });
+    }
+  }
+
+  /** Takes a bus out of the lane, and with it its devices. The caller excludes other operations on all of them. */
+  async #takeOut(bus: Entry<'buses'>, why: unknown): Promise<void> {
+    const { inventory } = this.#parts;
+    await this.leave(bus);
+    this.#noteFailure(bus, why);
+    for (const attachment of inventory.attachmentsOf('buses', bus.id)) {
+      if (attachment.lane.state !== 'in') continue;
+      this.#isOut(attachment);
+      this.#noteFailure(attachment, this.#notOpen(bus));
+    }
   }
 
   /** Tries at once what waits for its next try. */
   kick(entries: Iterable<Entry>): void {
     for (const entry of entries) {
-      if (entry.lane.retry === null) continue;
+      if (entry.lane.retry === null && !entry.lane.waits) continue;
       entry.lane.tries = 0;
       this.#schedule(entry, 0);
     }
@@ -122,7 +193,7 @@ export class Reconciler {
     if (entry.kind !== 'buses' && entry.kind !== 'attachments') return;
     const { lane, phase } = entry;
     const inLane = entry.kind === 'buses' ? 'listening' : lane.degraded ? 'degraded' : 'active';
-    const outside = lane.reason === null ? 'pending' : 'failed';
+    const outside = lane.reason === null || lane.waits ? 'pending' : 'failed';
     const state = phase === 'deleting' ? 'detaching' : lane.state === 'in' ? inLane : outside;
     const number = entry.kind === 'buses' ? {} : { bus: entry.spec.bus, deviceNumber: lane.deviceNumber };
     this.#parts.events.emit({
@@ -135,46 +206,60 @@ export class Reconciler {
 
   /**
    * Lets guests in: a bus opened before waits for its devices, because the first guest after a restart resumes those
-   * that are there. Later ones let guests in at once. A bus that cannot is taken out and tried again.
+   * that are there.
    */
   async admitGuests(): Promise<void> {
     this.#holdsGuests = false;
-    for (const bus of this.#parts.inventory.all('buses')) {
-      if (bus.lane.state !== 'in') continue;
-      try {
-        await this.#parts.link.call('listenBus', { bus: bus.id });
-      } catch (error) {
-        await this.leave(bus).catch(() => {});
-        this.#noteFailure(bus, error);
-      }
+    for (const bus of this.#parts.inventory.all('buses')) await this.#admit(bus);
+  }
+
+  /** Lets guests onto a bus that is in the lane. One that cannot is taken out and tried again. */
+  async #admit(bus: Entry<'buses'>): Promise<void> {
+    if (bus.lane.state !== 'in' || bus.lane.admits) return;
+    try {
+      await this.#withWholeBus(bus, async () => {
+        try {
+          await this.#listen(bus);
+        } catch (error) {
+          await this.#takeOut(bus, error);
+        }
+      });
+    } catch (error) {
+      this.#parts.log.warn({ bus: bus.id, reason: (error as Error).message }, 'a bus cannot let guests in yet');
+      this.retry(bus);
     }
+  }
+
+  async #listen({ id, lane }: Entry<'buses'>): Promise<void> {
+    if (lane.state !== 'in' || lane.admits) return;
+    await this.#parts.link.call('listenBus', { bus: id });
+    lane.admits = true;
   }
 
   async #openBus(entry: Entry<'buses'>): Promise<void> {
     const { link, laneBusSpec } = this.#parts;
-    await link.call('openBus', laneBusSpec(entry));
-    if (this.#holdsGuests) return;
-    try {
-      await link.call('listenBus', { bus: entry.id });
-    } catch (error) {
-      await this.#tellToLeave(entry).catch(() => {});
-      throw error;
-    }
+    const spec = laneBusSpec(entry);
+    // Before the answer: the rules and the sweep of xenstore see where it is going.
+    Object.assign(entry.lane, { domid: spec.domid, incarnation: spec.transport === 'xen' ? spec.incarnation : null });
+    await link.call('openBus', spec);
   }
 
   /**
-   * As `enter`, but what waits for another side, which is not there now, is tried again instead of refused.
+   * Lets a new object enter, and its guests. What waits for a domain or another side that is not there now is tried
+   * again instead of refused.
    * @throws VmsgError as `enter`
    */
   async enterOrWait(entry: Entry): Promise<void> {
     try {
       await this.enter(entry);
+      if (entry.kind === 'buses') await this.#listen(entry);
     } catch (error) {
       const backend =
         entry.kind === 'attachments' ? this.#parts.inventory.get('backends', entry.spec.backend) : undefined;
       const servedElsewhere = backend?.spec.type === 'guest' || backend?.spec.type === 'bridge';
-      if (!servedElsewhere || !hasCode(error, 'unavailable')) throw error;
-      entry.lane.reason = (error as Error).message;
+      const waits = error instanceof AwaitedError;
+      if (!waits && !(servedElsewhere && hasCode(error, 'unavailable'))) throw error;
+      Object.assign(entry.lane, { reason: (error as Error).message, waits });
     }
   }
 
@@ -182,7 +267,8 @@ export class Reconciler {
   lost(attachment: string, reason: string): void {
     const entry = this.#parts.inventory.get('attachments', attachment);
     if (entry?.lane.state !== 'in') return;
-    Object.assign(entry.lane, { state: 'out', deviceNumber: null, degraded: false, reason });
+    this.#isOut(entry);
+    entry.lane.reason = reason;
     this.announce(entry);
     if (entry.phase === 'present') this.#schedule(entry, limits.reconcileRetryMinMs);
   }
@@ -209,10 +295,9 @@ export class Reconciler {
     const { bus: busId, backend: backendId, deviceNumber } = entry.spec;
     const bus = inventory.get('buses', busId);
     const backend = inventory.get('backends', backendId);
-    if (bus?.lane.state !== 'in' || backend === undefined) {
-      const why = bus?.lane.reason ?? 'it was not opened yet';
-      throw new VmsgError('unavailable', `${nameOf('buses', busId)} is not open: ${why}`);
-    }
+    if (bus?.lane.state !== 'in' || backend === undefined) throw this.#notOpen(bus);
+    const serving = backend.spec.type === 'guest' ? inventory.get('buses', backend.spec.bus) : bus;
+    if (serving?.lane.state !== 'in') throw this.#notOpen(serving);
     const attached = await link.call('attach', {
       bus: busId,
       attachment: entry.id,
@@ -220,6 +305,12 @@ export class Reconciler {
       backend: laneBackendSpec(backend),
     });
     return attached.deviceNumber;
+  }
+
+  #notOpen(bus: Entry<'buses'> | undefined): VmsgError {
+    const name = bus === undefined ? 'the bus' : nameOf('buses', bus.id);
+    const message = `${name} is not open: ${bus?.lane.reason ?? 'it was not opened yet'}`;
+    return bus?.lane.waits ? new AwaitedError(message) : new VmsgError('unavailable', message);
   }
 
   async #tellToLeave(entry: Entry): Promise<void> {
@@ -237,12 +328,15 @@ export class Reconciler {
     if (inventory.get(entry.kind, entry.id) !== entry || entry.phase !== 'present' || entry.lane.state !== 'out')
       return;
     const reason = error instanceof Error ? error.message : String(error);
-    const news = entry.lane.reason !== reason;
-    entry.lane.reason = reason;
+    const waits = error instanceof AwaitedError;
+    const news = entry.lane.reason !== reason || entry.lane.waits !== waits;
+    Object.assign(entry.lane, { reason, waits });
     if (news) {
-      log.warn({ kind: entry.kind, id: entry.id, reason }, 'object cannot be used, trying again');
+      if (waits) log.info({ kind: entry.kind, id: entry.id, reason }, 'object waits');
+      else log.warn({ kind: entry.kind, id: entry.id, reason }, 'object cannot be used, trying again');
       this.announce(entry);
     }
+    if (waits) return;
     const delayMs = Math.min(limits.reconcileRetryMinMs * 2 ** entry.lane.tries, limits.reconcileRetryMaxMs);
     if (delayMs < limits.reconcileRetryMaxMs) entry.lane.tries += 1;
     if (link.failure === null) this.#schedule(entry, delayMs);
@@ -255,30 +349,5 @@ export class Reconciler {
       entry.lane.retry = null;
       void this.attempt(entry);
     });
-  }
-}
-
-/** A virtio-blk identifier has 20 bytes (virtio 1.3, section 5.2.6). */
-const serialMaxChars = 20;
-
-function laneBackendSpec({ id, spec }: Entry<'backends'>): LaneBackendSpec {
-  switch (spec.type) {
-    case 'rng':
-      return { type: 'rng', source: spec.source ?? '/dev/urandom' };
-    case 'console': {
-      const ports = spec.ports.map(({ name = '', ...where }) => ({ name, ...where }));
-      return { ...spec, ports };
-    }
-    case 'shm':
-      return { type: 'shm', bytes: spec.bytes ?? limits.shmRegionDefaultBytes };
-    case 'template':
-      return { type: 'template', greeting: spec.greeting ?? 'Hello' };
-    case 'guest':
-    case 'bridge':
-      return spec;
-    case 'blk': {
-      const { path, readOnly = false, serial = id.slice(0, serialMaxChars), queues } = spec;
-      return { type: 'blk', path, readOnly, serial, ...(queues === undefined ? {} : { queues }) };
-    }
   }
 }

@@ -4,6 +4,8 @@ import { limits } from '../../kit/limits.ts';
 import {
   type AttachmentSpec,
   type BackendSpec,
+  type BusSpec,
+  type DomainSpec,
   findProblem,
   idSchema,
   type Kind,
@@ -46,7 +48,30 @@ type SchemaProblem = ReturnType<typeof findProblem>;
 
 /** What a schema cannot say about a spec that fulfils it. */
 function specProblem(kind: Kind, spec: Kinds[Kind]['spec']): SchemaProblem {
+  if (kind === 'domains') return domainProblem(spec as DomainSpec);
+  if (kind === 'buses') return busProblem(spec as BusSpec);
   return kind === 'backends' && 'ports' in spec ? consoleProblem(spec) : null;
+}
+
+function domainProblem({ xen }: DomainSpec): SchemaProblem {
+  if (xen === undefined || (xen.name === undefined) !== (xen.uuid === undefined)) return null;
+  return { pointer: '/xen', message: 'needs a name or a uuid, not both' };
+}
+
+const xenFields = ['index', 'poolMaxBytes'] as const;
+
+function busProblem(spec: BusSpec): SchemaProblem {
+  const isXen = spec.transport === 'xen';
+  const foreign = isXen
+    ? spec.admittedUids !== undefined && 'admittedUids'
+    : xenFields.find((field) => spec[field] !== undefined);
+  if (foreign) return { pointer: `/${foreign}`, message: `is not for a bus of transport ${spec.transport}` };
+  if (spec.onStuck === undefined) return null;
+  const pointer = '/onStuck';
+  if (spec.role !== 'device') return { pointer, message: 'is for a bus of role device' };
+  return spec.onStuck === 'destroy-mapper' && !isXen
+    ? { pointer, message: 'destroy-mapper needs transport xen' }
+    : null;
 }
 
 function consoleProblem({ ports, cols, rows }: Extract<BackendSpec, { type: 'console' }>): SchemaProblem {
@@ -95,6 +120,49 @@ export function checkReferences(inventory: Inventory, kind: Kind, spec: Kinds[Ki
 }
 
 /**
+ * Two domain objects may not stand for one Xen domain.
+ * @throws VmsgError `domain-taken`
+ */
+export function checkDomain(inventory: Inventory, id: string, { xen }: DomainSpec): void {
+  if (xen === undefined) return;
+  const { field, text } = xenIdentity(xen);
+  for (const other of inventory.all('domains')) {
+    if (other.id === id || other.spec.xen === undefined) continue;
+    const theirs = xenIdentity(other.spec.xen);
+    if (theirs.field !== field || theirs.text !== text) continue;
+    const message = `${nameOf('domains', other.id)} has the ${field} ${text} too`;
+    throw new VmsgError('domain-taken', message, { pointer: `/xen/${field}` });
+  }
+}
+
+/** By what a spec names its Xen domain. */
+export const xenIdentity = ({ name, uuid }: NonNullable<DomainSpec['xen']>) =>
+  name === undefined
+    ? ({ field: 'uuid', text: (uuid ?? '').toLowerCase() } as const)
+    : ({ field: 'name', text: name } as const);
+
+/**
+ * A bus carries messages as its domain can; on Xen each bus of a domain has an index of its own.
+ * @throws VmsgError `invalid-request`, `bus-index-taken`
+ */
+export function checkBus(inventory: Inventory, id: string, spec: BusSpec, holder: Holder): void {
+  const domain = inventory.get('domains', spec.domain);
+  if (domain === undefined) return;
+  const fitting = domain.spec.xen === undefined ? 'loopback' : 'xen';
+  if (spec.transport !== fitting) {
+    const message = `${nameOf('domains', spec.domain)} needs transport ${fitting}`;
+    throw new VmsgError('invalid-request', message, { pointer: '/transport' });
+  }
+  if (fitting === 'loopback') return;
+  const index = spec.index ?? 0;
+  for (const other of inventory.users('domains', spec.domain)) {
+    if (other.kind !== 'buses' || other.id === id || !holder(other) || (other.spec.index ?? 0) !== index) continue;
+    const message = `index ${index} of ${nameOf('domains', spec.domain)} belongs to ${nameOf('buses', other.id)}`;
+    throw new VmsgError('bus-index-taken', message, { pointer: '/index' });
+  }
+}
+
+/**
  * What may not be shared between attachments: a writable disk, a device number of a bus, room on the bus.
  * @throws VmsgError `backend-busy`, `device-number-taken`, `limit-reached`
  */
@@ -135,13 +203,13 @@ export function checkChange(inventory: Inventory, entry: Entry, next: Kinds[Kind
   const schema = kindSchemas[entry.kind].spec;
   const [before, after] = [withDefaults(schema, entry.spec), withDefaults(schema, next)] as Record<string, unknown>[];
   if (isDeepStrictEqual(before, after)) return 'unchanged';
-  if (entry.kind === 'domains') return 'updated';
+  if (entry.kind === 'domains' && isDeepStrictEqual(before?.xen, after?.xen)) return 'updated';
   if (entry.kind === 'backends') {
     const users = inventory.users('backends', entry.id);
     if (users.length === 0) return 'updated';
     throw new VmsgError('in-use', `${nameOf('backends', entry.id)} is used by ${listed(users)}`);
   }
-  const fields = Object.keys({ ...before, ...after });
+  const fields = entry.kind === 'domains' ? ['xen'] : Object.keys({ ...before, ...after });
   const field = fields.find((name) => !isDeepStrictEqual(before?.[name], after?.[name]));
   throw new VmsgError('immutable', `${field} of ${nameOf(entry.kind, entry.id)} cannot change`, {
     pointer: `/${field}`,

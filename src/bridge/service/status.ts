@@ -3,6 +3,7 @@ import { deviceName } from '../../virtio/device-ids.ts';
 import { describeStatus, status as statusBits } from '../../virtio/status.ts';
 import type { AttachmentStatus, BackendStatus, BusStatus, DomainStatus, Kind, Resource } from '../commands.ts';
 import type { BusSnapshot, DeviceSnapshot, LaneSnapshot } from '../lane/protocol.ts';
+import type { DomainPresence } from './domains.ts';
 import type { Entry, Inventory } from './inventory.ts';
 
 /** What a status is made from. */
@@ -11,8 +12,9 @@ export interface StatusSources {
   /** Null when the lane could not be asked. */
   readonly snapshot: LaneSnapshot | null;
   readonly laneFailure: string | null;
-  readonly domidOf: (domain: string) => number;
-  readonly addressOf: (bus: string) => string;
+  readonly loopbackDomid: (domain: string) => number;
+  readonly presenceOf: (domain: Entry<'domains'>) => DomainPresence;
+  readonly addressOf: (bus: Entry<'buses'>) => string;
 }
 
 export const noCounters: Readonly<ChannelCounters> = newCounters();
@@ -47,8 +49,27 @@ const visibleIds = (entries: readonly Entry[]): string[] =>
     .map(({ id }) => id)
     .sort();
 
-function domainStatus({ id }: Entry, { inventory, domidOf }: StatusSources): DomainStatus {
-  return { domid: domidOf(id), buses: visibleIds(inventory.users('domains', id)) };
+function domainStatus(entry: Entry<'domains'>, sources: StatusSources): DomainStatus {
+  const { id, spec } = entry;
+  const common = {
+    buses: visibleIds(sources.inventory.users('domains', id)),
+    stuckShares: stuckShares(entry, sources),
+  };
+  if (spec.xen === undefined) {
+    const domid = sources.loopbackDomid(id);
+    return { state: 'running', reason: null, domid, name: null, uuid: null, ...common };
+  }
+  const { running, reason } = sources.presenceOf(entry);
+  if (running === null) return { state: 'absent', reason, domid: null, name: null, uuid: null, ...common };
+  return { state: 'running', reason, ...running, ...common };
+}
+
+/** What the lane sees on the buses where the domain serves devices. */
+function stuckShares({ id }: Entry<'domains'>, { inventory, snapshot }: StatusSources): DomainStatus['stuckShares'] {
+  return inventory.users('domains', id).flatMap(({ id: bus }) => {
+    const stuck = busIn(snapshot, bus)?.stuck ?? [];
+    return stuck.map((share) => ({ bus, ...share }));
+  });
 }
 
 function backendStatus({ id, spec }: Entry<'backends'>, { inventory }: StatusSources): BackendStatus {
@@ -62,13 +83,15 @@ function busStatus(entry: Entry<'buses'>, sources: StatusSources): BusStatus {
   const bus = busIn(sources.snapshot, entry.id);
   return {
     ...busState(entry, bus, sources.laneFailure),
-    address: sources.addressOf(entry.id),
+    address: sources.addressOf(entry),
     epoch: hex(bus?.epoch ?? 0n),
     peer: bus?.peer ?? null,
     counters: bus?.counters ?? noCounters,
     regions: bus?.regions ?? 0,
     regionBytes: bus?.regionBytes ?? 0,
     regionsDraining: bus?.regionsDraining ?? 0,
+    grants: bus?.grants ?? null,
+    diagnosis: bus?.diagnosis ?? null,
     attachments: visibleIds(sources.inventory.users('buses', entry.id)),
   };
 }
@@ -80,8 +103,12 @@ export function busState(
 ): Pick<BusStatus, 'state' | 'reason'> {
   if (laneFailure !== null) return { state: 'failed', reason: `the lane failed: ${laneFailure}` };
   if (lane.state === 'in') return { state: bus?.state ?? 'listening', reason: null };
-  return { state: lane.reason === null ? 'pending' : 'failed', reason: lane.reason };
+  return { state: outside(lane), reason: lane.reason };
 }
+
+/** What is not in the lane waits, or has failed. */
+const outside = ({ reason, waits }: Entry['lane']): 'pending' | 'failed' =>
+  reason === null || waits ? 'pending' : 'failed';
 
 function attachmentStatus(entry: Entry<'attachments'>, sources: StatusSources): AttachmentStatus {
   const bus = busIn(sources.snapshot, entry.spec.bus);
@@ -95,6 +122,7 @@ function attachmentStatus(entry: Entry<'attachments'>, sources: StatusSources): 
     deviceStatus: statusNames(device?.status ?? 0),
     recovery: device?.recovery ?? (servedElsewhere ? 'reset' : 'resume'),
     dataPath: device?.dataPath ?? (servedElsewhere ? 'relayed' : 'direct'),
+    dataPathReason: device?.dataPathReason ?? null,
     epoch: hex(bus?.epoch ?? 0n),
     queues: device?.queues ?? [],
     requests: device === undefined ? 0 : device.requests,
@@ -109,7 +137,7 @@ function attachmentState(
 ): Pick<AttachmentStatus, 'state' | 'reason'> {
   if (laneFailure !== null) return { state: 'failed', reason: `the lane failed: ${laneFailure}` };
   if (phase === 'deleting') return { state: 'detaching', reason: null };
-  if (lane.state !== 'in') return { state: lane.reason === null ? 'pending' : 'failed', reason: lane.reason };
+  if (lane.state !== 'in') return { state: outside(lane), reason: lane.reason };
   const degraded = device === undefined ? lane.degraded : isDegraded(device);
   return { state: degraded ? 'degraded' : 'active', reason: device?.reason ?? null };
 }
