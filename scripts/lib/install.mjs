@@ -41,7 +41,8 @@ export function isInstalled(wanted, installed) {
   return [...installed.keys()].every((name) => wanted.has(name));
 }
 
-function npmCommand() {
+/** npm as it runs this script, else the one in PATH. */
+export function npmCommand() {
   const script = process.env.npm_execpath;
   return script?.endsWith('.js') ? [process.execPath, script] : ['npm'];
 }

@@ -76,3 +76,26 @@ export async function capture(command, lock) {
   const status = await run(command, { onStdout: take, onStderr: take, lock });
   return { status, output: Buffer.concat(chunks).toString() };
 }
+
+/** The user or the system wants this process to end. */
+export class Interrupted extends UserError {
+  constructor(signal) {
+    super(`ended by ${signal}`);
+    this.status = 128 + constants.signals[signal];
+  }
+}
+
+/** Awaits one step of several that itself ends on a signal; after one, no other step begins. @throws Interrupted */
+export async function endOnSignal(step) {
+  let signal;
+  const note = (name) => {
+    signal ??= name;
+  };
+  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'];
+  for (const name of signals) process.on(name, note);
+  const result = await step().finally(() => {
+    for (const name of signals) process.off(name, note);
+  });
+  if (signal !== undefined) throw new Interrupted(signal);
+  return result;
+}

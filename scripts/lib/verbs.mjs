@@ -4,9 +4,10 @@ import { bench } from './bench.mjs';
 import { prepare } from './build.mjs';
 import { check } from './check.mjs';
 import { generate } from './generate.mjs';
-import { UserError } from './process.mjs';
-import { test } from './test.mjs';
+import { Interrupted, UserError } from './process.mjs';
+import { test, testXen } from './test.mjs';
 import { root } from './tree.mjs';
+import { xenImage, xenShell } from './xen.mjs';
 
 /** Every verb takes the arguments after its name and returns the exit status; undefined leaves it to the program. */
 const verbs = {
@@ -19,6 +20,9 @@ const verbs = {
   generate,
   check,
   test,
+  'test:xen': testXen,
+  'xen:image': xenImage,
+  'xen:shell': xenShell,
   bench,
 };
 
@@ -47,6 +51,6 @@ export async function runVerb(name, args) {
   } catch (error) {
     if (!(error instanceof UserError)) throw error;
     console.error(error.message);
-    process.exitCode = 1;
+    process.exitCode = error instanceof Interrupted ? error.status : 1;
   }
 }

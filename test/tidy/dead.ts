@@ -3,7 +3,7 @@ import type { ExportedName, SourceModel } from './parse.ts';
 
 /** Where the world comes in: the command, the package export, the scripts and every test. */
 function isEntry(file: string): boolean {
-  return ['src/app/main.ts', 'src/guest/index.ts'].includes(file) || /^scripts\/|\.test\.ts$/.test(file);
+  return ['src/app/main.ts', 'src/guest/index.ts'].includes(file) || /^(scripts|deploy)\/|\.test\.ts$/.test(file);
 }
 
 /** Files that no entry reaches, by import or by a path in a string (workers, spawned programs). */

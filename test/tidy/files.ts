@@ -37,6 +37,6 @@ export function packageTexts(): Map<string, string> {
 
 /** The parsed sources: TypeScript of the package and its tests, and the scripts. */
 export function packageSources(): SourceModel[] {
-  const isSource = (file: string): boolean => /^(src|api|test)\/.*\.ts$|^scripts\/.*\.mjs$/.test(file);
+  const isSource = (file: string): boolean => /^(src|api|test)\/.*\.ts$|^(scripts|deploy)\/.*\.mjs$/.test(file);
   return parseSources(new Map([...packageTexts()].filter(([file]) => isSource(file))));
 }

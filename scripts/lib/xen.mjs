@@ -1,0 +1,112 @@
+import { existsSync, readFileSync } from 'node:fs';
+import path from 'node:path';
+import { dom0Shell, runInDom0, tailOf } from '../../deploy/qemu/boot.mjs';
+import { buildImage } from '../../deploy/qemu/image.mjs';
+import { prepare } from './build.mjs';
+import { endOnSignal, secondsSince, UserError } from './process.mjs';
+import { root } from './tree.mjs';
+
+/** Test files whose directory below test/xen says how Xen is booted; the first is Debian's default. */
+const boots = ['silo', 'dummy'];
+const testDirectory = 'dist/test/xen/';
+/** Longest time of one file in dom0. */
+const fileLimitMs = 6 * 60_000;
+
+export const isXenTest = (file) => file.startsWith(testDirectory);
+
+const log = (sentence) => process.stderr.write(`${sentence}\n`);
+
+/** The verb: makes the image and says what it is made of. */
+export async function xenImage() {
+  await prepare();
+  const start = performance.now();
+  const image = await buildImage(log);
+  const versions = image.base.packages.map(({ name, version }) => `  ${name} ${version}`);
+  const { qemu, base, app, cache } = image;
+  console.log(['packages of the archive:', ...versions].join('\n'));
+  console.log(`QEMU:              ${qemu.description}`);
+  console.log(
+    `hypervisor:        ${base.xen}\nkernel:            ${base.kernel}\ninitramfs:         ${base.initramfs}`,
+  );
+  console.log(`base disk:         ${base.disk}\napplication disk:  ${app}\ncache:             ${cache}`);
+  log(`the image is ready after ${secondsSince(start)}`);
+  return 0;
+}
+
+/** The verb: a prompt in dom0. `--xsm=dummy` lets domUs share memory with each other. */
+export async function xenShell(args) {
+  const xsm = xsmOf(args);
+  if (!process.stdin.isTTY) throw new UserError('xen:shell needs a terminal.');
+  await prepare();
+  return await dom0Shell(await buildImage(log), { xsm });
+}
+
+function xsmOf(args) {
+  const [, value] = /^--xsm=(silo|dummy)$/.exec(args[0] ?? '') ?? [];
+  if (args.length > 1 || (args.length === 1 && value === undefined)) {
+    throw new UserError('usage: npm run xen:shell [-- --xsm=silo|dummy]');
+  }
+  return value;
+}
+
+const shellWord = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+function testScript(files, options, onTerminal) {
+  const reporters = onTerminal
+    ? [
+        ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
+        ...['--test-reporter=tap', '--test-reporter-destination=/run/results.tap'],
+      ]
+    : ['--test-reporter=tap'];
+  const fixed = ['--test', '--test-concurrency=1', `--test-timeout=${fileLimitMs}`, ...reporters];
+  const command = `node ${[...fixed, ...options, ...files].map(shellWord).join(' ')}\n`;
+  if (!onTerminal) return command;
+  // Node syncs the file of a reporter, which the port does not support.
+  return `export FORCE_COLOR=1\n${command}status=$?\ncat /run/results.tap >/dev/virtio-ports/tap\nexit $status\n`;
+}
+
+/**
+ * Runs compiled test files inside dom0, with one boot for each directory that has some.
+ * @param {string[]} files
+ * @param {string[]} options of `node --test`
+ * @param {import('./test-output.mjs').TestOutput} output
+ * @returns {Promise<number>} 0 or the last status other than that
+ * @throws {import('../../deploy/qemu/errors.mjs').XenUnavailable} when something outside the tree is missing
+ */
+export async function runXenTests(files, options, output) {
+  const strange = files.find((file) => !boots.includes(bootOf(file)));
+  if (strange !== undefined) throw new UserError(`${strange} is in none of test/xen/{${boots.join(',')}}.`);
+  const image = await buildImage(log);
+  let status = 0;
+  for (const boot of boots) {
+    const chosen = files.filter((file) => bootOf(file) === boot);
+    if (chosen.length === 0) continue;
+    status = (await endOnSignal(() => runInBoot(image, boot, chosen, options, output))) || status;
+  }
+  return status;
+}
+
+const bootOf = (file) => file.slice(testDirectory.length).split('/')[0];
+
+async function runInBoot(image, boot, files, options, output) {
+  const start = performance.now();
+  const tap = output.onTerminal ? path.join(image.directory, `${boot}.tap`) : undefined;
+  const outcome = await runInDom0(image, {
+    name: boot,
+    script: testScript(files, options, output.onTerminal),
+    xsm: boot === boots[0] ? undefined : boot,
+    tap,
+    onText: (text) => (output.onTerminal ? output.show(text) : output.tap(text)),
+  });
+  if (tap !== undefined && existsSync(tap)) output.tap(readFileSync(tap, 'utf8'));
+  output.endRun();
+  if ('failure' in outcome) {
+    output.failure(`Xen with xsm=${boot}: ${outcome.failure}`);
+    log(`The end of ${outcome.serialLog}:\n${tailOf(outcome.serialLog)}`);
+    return 1;
+  }
+  const bootSeconds = (outcome.bootMs / 1000).toFixed(1);
+  log(`${files.length} test files in Xen (xsm=${boot}) took ${secondsSince(start)}, ${bootSeconds} s of it to boot`);
+  if (outcome.status !== 0) log(`What dom0 printed is in ${path.relative(root, outcome.serialLog)}.`);
+  return outcome.status;
+}
