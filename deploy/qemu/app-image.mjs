@@ -12,9 +12,11 @@ import {
 import path from 'node:path';
 import { progress } from '../../scripts/lib/process.mjs';
 import { filesBelow, root } from '../../scripts/lib/tree.mjs';
+import { bundlePrograms } from './bundle.mjs';
 import { keyOf } from './cache.mjs';
 import { makeExt4 } from './ext4.mjs';
-import { fetchModules } from './node-parts.mjs';
+import { fetchBundler, fetchModules } from './node-parts.mjs';
+import { bundlers } from './packages.mjs';
 
 /** A run has opened its files long before. */
 const ageLimitMs = 10 * 60_000;
@@ -51,9 +53,12 @@ function removeOld(directory) {
  */
 export async function appImage(cache, directory) {
   const modules = await fetchModules(cache);
+  const unpackBundler = await fetchBundler(cache);
   const files = appFiles();
   const key = keyOf(
     modules,
+    bundlers,
+    bundlePrograms.toString(),
     files.map((file) => [file, readFileSync(path.join(root, file), 'latin1')]),
   );
   const image = path.join(directory, `app-${key}.ext4`);
@@ -68,6 +73,7 @@ export async function appImage(cache, directory) {
       mkdirSync(tree);
       for (const file of files) cpSync(path.join(root, file), path.join(tree, file));
       cpSync(modules, path.join(tree, 'node_modules'), { recursive: true, verbatimSymlinks: true });
+      if (unpackBundler !== undefined) await bundlePrograms(tree, await unpackBundler(scratch), scratch);
       const unfinished = path.join(scratch, 'app.ext4');
       await makeExt4(tree, unfinished, 'app');
       removeOld(directory);

@@ -28,7 +28,7 @@ export function qemuArguments({ base, app }, { xsm, dom0Arguments, job, serialLo
   const xen = [`dom0_mem=${dom0MiB}M`, 'console=dtuart', 'bootscrub=0', 'conring_size=1m'];
   if (xsm !== undefined) xen.push(`xsm=${xsm}`);
   // Self-tests of ciphers and security modules take a third of the kernel's start under emulation.
-  const quick = ['cryptomgr.notests', 'lsm=capability', 'audit=0', 'cma=0'];
+  const quick = ['nokaslr', 'kpti=off', 'mitigations=off', 'cryptomgr.notests', 'lsm=capability', 'audit=0', 'cma=0'];
   const dom0 = ['console=hvc0', 'loglevel=4', 'panic=1', ...quick, 'rdinit=/init', 'vmsg.disk=vd', ...dom0Arguments];
   const disks = [base.disk, app, ...(job === undefined ? [] : [job])].flatMap((file, i) => [
     '-drive',

@@ -1,11 +1,11 @@
-import { cpSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { npmCommand } from '../../scripts/lib/install.mjs';
 import { progress } from '../../scripts/lib/process.mjs';
 import { root } from '../../scripts/lib/tree.mjs';
 import { keyOf } from './cache.mjs';
 import { XenUnavailable } from './errors.mjs';
-import { bundledModules, bundlers, guestArchitecture, guestNode, testModules } from './packages.mjs';
+import { bundlers, guestArchitecture, guestNode, testModules } from './packages.mjs';
 import { needSuccess, needTool, runTool } from './tools.mjs';
 
 /** npm passes its settings to what it runs; those of the tree must not reach an npm that works elsewhere. */
@@ -51,22 +51,18 @@ export async function fetchNode(cache) {
 }
 
 /**
- * Puts the files of modules together: under emulation opening each of several hundred takes most of a start. What a
- * module exports, and from where, stays the same.
+ * The program that puts modules together.
+ * @returns {Promise<((directory: string) => Promise<string>) | undefined>} what unpacks it and says where it is;
+ *   undefined where there is none for this host
  */
-async function bundle(bundler, nodeModules, scratch) {
-  await unpackProgram(bundler, 'esbuild', scratch);
-  for (const name of bundledModules) {
-    const directory = path.join(nodeModules, name);
-    const { exports } = JSON.parse(readFileSync(path.join(directory, 'package.json'), 'utf8'));
-    const entries = Object.values(exports).map(({ default: file }) => path.join(directory, file));
-    const output = path.join(scratch, `bundled-${name}`);
-    const form = ['--bundle', '--splitting', '--format=esm', '--platform=node', '--target=node22'];
-    const places = [`--outbase=${path.join(directory, 'build')}`, `--outdir=${output}`, '--out-extension:.js=.mjs'];
-    await needSuccess([path.join(scratch, 'esbuild'), ...entries, ...form, ...places, '--log-level=warning']);
-    rmSync(path.join(directory, 'build'), { recursive: true });
-    cpSync(output, path.join(directory, 'build'), { recursive: true });
-  }
+export async function fetchBundler(cache) {
+  const wanted = bundlers[process.arch];
+  if (wanted === undefined) return undefined;
+  const file = await fetchPackage(cache, wanted, 'esbuild');
+  return async (directory) => {
+    await unpackProgram(file, 'esbuild', directory);
+    return path.join(directory, 'esbuild');
+  };
 }
 
 /**
@@ -97,14 +93,13 @@ const isDeadWeight =
 const isSourceOfKoffi = /\/koffi\/(?:vendor$|.*\.(?:c|cc|h|hh|S|asm|inc)$)/;
 
 /** Installs what the lock file says, without what is of no use when it runs. */
-async function installModules(lock, overrides, bundler, scratch, target) {
+async function installModules(lock, overrides, scratch, target) {
   const { name, version, dependencies } = lock.packages[''];
   writeFileSync(path.join(scratch, 'package-lock.json'), JSON.stringify(lock));
   writeFileSync(path.join(scratch, 'package.json'), JSON.stringify({ name, version, dependencies, overrides }));
   const platform = ['--os=linux', `--cpu=${guestArchitecture}`, '--libc=glibc'];
   await npm(['ci', '--ignore-scripts', ...platform, `--prefix=${scratch}`], scratch);
   const installed = path.join(scratch, 'node_modules');
-  if (bundler !== undefined) await bundle(bundler, installed, scratch);
   const filter = (file) => !isDeadWeight.test(file) && !isSourceOfKoffi.test(file);
   cpSync(installed, target, { recursive: true, verbatimSymlinks: true, filter });
 }
@@ -114,13 +109,11 @@ export async function fetchModules(cache) {
   const read = (name) => JSON.parse(readFileSync(path.join(root, name), 'utf8'));
   const lock = imageLock(read('package-lock.json'), testModules);
   const { overrides } = read('package.json');
-  const key = keyOf(lock, overrides, isDeadWeight.source, isSourceOfKoffi.source, bundledModules, bundlers);
+  const key = keyOf(lock, overrides, isDeadWeight.source, isSourceOfKoffi.source);
   const tree = await cache.tree(`modules-${key}`, async (directory) => {
-    const wanted = bundlers[process.arch];
-    const bundler = wanted && (await fetchPackage(cache, wanted, 'esbuild'));
     const target = path.join(directory, 'node_modules');
     await progress(`installing modules for ${guestArchitecture}`, () =>
-      cache.withScratch((scratch) => installModules(lock, overrides, bundler, scratch, target)),
+      cache.withScratch((scratch) => installModules(lock, overrides, scratch, target)),
     );
   });
   return path.join(tree, 'node_modules');

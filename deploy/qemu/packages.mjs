@@ -85,9 +85,6 @@ export const bundlers = {
   },
 };
 
-/** Modules of several hundred files each, which are put together to a few. */
-export const bundledModules = ['typebox'];
-
 /** Packages of ours that tests need inside dom0, beyond those that the service needs. */
 export const testModules = ['fast-check'];
 

@@ -224,8 +224,8 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
   }
 
   /**
-   * Several buffers of one size, aligned to pages: of `bytes` or, where memory is made of grants that are not in a row,
-   * half as much and so on, down to a page.
+   * Several buffers of one size, aligned to pages: of `bytes` or, where there is no room for them or grants are not in a
+   * row, half as much and so on, down to a page.
    */
   allocEqual(count: number, bytes: number): GuestBuffer[] {
     const buffers: GuestBuffer[] = [];
@@ -235,7 +235,7 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
     } catch (error) {
       for (const buffer of buffers) this.release(buffer);
       const isShort = error instanceof VmsgError && error.code === 'limit-reached';
-      if (!isShort || !this.memory.scattered || bytes % (2 * pageBytes) !== 0) throw error;
+      if (!isShort || bytes % (2 * pageBytes) !== 0) throw error;
       return this.allocEqual(count, bytes / 2);
     }
   }

@@ -5,10 +5,12 @@
 export { type ErrorCode, VmsgError } from '../kit/errors.ts';
 export type { Backend, BackendDescription, BackendRequest } from '../ports/backend.ts';
 export { FeatureSet, feature } from '../virtio/features.ts';
+export type { BusAccess, OwnRegion, QueueSignal } from './access.ts';
 export { BlkDriver, type BlkEvents, type BlkOptions } from './blk.ts';
 export type { BlkStreamOptions } from './blk-stream.ts';
 export { type BusRange, GuestBuffer } from './buffer.ts';
 export { GuestBus } from './bus.ts';
+export type { MemoryUse } from './bus-memories.ts';
 export type { BusEvents, BusOptions, BusStatistics } from './bus-types.ts';
 export { type ConnectOptions, connect, connectXen, type XenConnectOptions } from './connect.ts';
 export { ConsoleDriver, type ConsoleEvents, type ConsoleOptions, type ConsoleSize } from './console.ts';

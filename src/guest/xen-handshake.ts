@@ -41,8 +41,11 @@ export interface XenAgreed extends XenAdmission {
 }
 
 /** What keeps the service from offering the bus, for the error at the end of the wait. */
-function obstacle(state: number | undefined, { backend }: XenPlace): VmsgError {
-  if (state === xenbusState.connected) return new VmsgError('bus-busy', 'another process of this domain uses the bus');
+function obstacle(state: number | undefined, isOld: boolean, { backend }: XenPlace): VmsgError {
+  if (isOld) return new VmsgError('unavailable', 'the service has not come back');
+  if (state === xenbusState.connected) {
+    return new VmsgError('bus-busy', 'another process of this domain uses the bus, or the service does not run');
+  }
   const what = state === undefined ? `${backend} does not exist` : `the state of ${backend} stays ${state}`;
   return new VmsgError('unavailable', `the service does not offer the bus (${what}): does it run?`);
 }
@@ -53,10 +56,10 @@ function obstacle(state: number | undefined, { backend }: XenPlace): VmsgError {
  */
 export async function awaitOffer(parts: XenHandshakeParts, place: XenPlace, before: bigint): Promise<XenOffer> {
   const { store, changes, clock, role } = parts;
-  let last: number | undefined;
+  let last: ReturnType<typeof serviceSide> | undefined;
   const offer = await changes.until(clock, limits.guestXenOfferTimeoutMs, () => {
-    const { state, epoch } = serviceSide(store, place);
-    last = state;
+    last = serviceSide(store, place);
+    const { state, epoch } = last;
     if (state === xenbusState.initWait && epoch !== before)
       return store.transaction((nodes) => readOffer(nodes, place, role));
     if (state === xenbusState.closed) {
@@ -66,7 +69,7 @@ export async function awaitOffer(parts: XenHandshakeParts, place: XenPlace, befo
     }
     return undefined;
   });
-  if (offer === undefined) throw obstacle(last, place);
+  if (offer === undefined) throw obstacle(last?.state, last?.epoch === before, place);
   return offer;
 }
 

@@ -15,19 +15,24 @@ const reportTo = (io: CliIo): BackendHost => ({
   failed: (reason) => void io.stderr.write(`vmsg guest: ${reason}\n`),
 });
 
-async function offer(server: DeviceServer, args: GuestArgs, io: CliIo): Promise<number> {
+/** @returns the numbers of the devices */
+async function offer(server: DeviceServer, args: GuestArgs, io: CliIo): Promise<number[]> {
   const host = reportTo(io);
+  const numbers: number[] = [];
   if (args.text('disk-image') !== undefined) {
     const spec = { path: args.path('disk-image', 'FILE'), readOnly: args.flag('read-only'), serial: 'guest' };
-    return server.addDevice(await openBlk(spec, host, systemClock));
+    numbers.push(server.addDevice(await openBlk(spec, host, systemClock)));
   }
-  if (!args.flag('entropy')) throw usageError('guest serve needs --disk-image FILE or --entropy');
-  const random = { fill: (target: Uint8Array) => void randomFillSync(target) };
-  return server.addDevice(await openRng({ source: '/dev/urandom' }, random, host));
+  if (args.flag('entropy')) {
+    const random = { fill: (target: Uint8Array) => void randomFillSync(target) };
+    numbers.push(server.addDevice(await openRng({ source: '/dev/urandom' }, random, host)));
+  }
+  if (numbers.length === 0) throw usageError('guest serve needs --disk-image FILE or --entropy');
+  return numbers;
 }
 
 /**
- * `vmsg guest serve`: the guest serves a device instead of using one, until SIGINT or SIGTERM.
+ * `vmsg guest serve`: the guest serves devices instead of using some, until SIGINT or SIGTERM.
  * @returns exit code
  */
 export async function runGuestServe(place: BusPlace, args: GuestArgs, io: CliIo): Promise<number> {
@@ -40,8 +45,7 @@ export async function runGuestServe(place: BusPlace, args: GuestArgs, io: CliIo)
     const lost = new Promise<never>((_, reject) => {
       server.on('lost', (error) => reject(new CliError(exitCode.unavailable, error.message)));
     });
-    const number = await offer(server, args, io);
-    io.stdout.write(`serving device ${number}\n`);
+    for (const number of await offer(server, args, io)) io.stdout.write(`serving device ${number}\n`);
     await Promise.race([endSignal(), lost]);
     return exitCode.ok;
   } finally {

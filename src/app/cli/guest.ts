@@ -31,8 +31,8 @@ const help = `vmsg guest: the driver side of a bus
   vmsg guest console DEVICE [--port N] [--eof]      stdin and stdout to a port; Ctrl-] ends, --eof: the end of stdin
   vmsg guest rng DEVICE --bytes SIZE [--hex]        random bytes on stdout
   vmsg guest ping --bus SOCKET [--json]             how long the service takes to answer
-  vmsg guest serve --bus SOCKET --disk-image FILE [--read-only] | --entropy
-                                                    serve a device on a bus of role device
+  vmsg guest serve --bus SOCKET [--disk-image FILE [--read-only]] [--entropy]
+                                                    serve devices on a bus of role device
   vmsg guest tour --bus SOCKET ...                  the guest of "vmsg demo": one JSON object a line
        [--bytes SIZE --sha256 HEX]                    what the first disk must hold
        [--disk DEVICE] [--scratch DEVICE] [--scratch-bytes SIZE] [--seed N] [--random SIZE]
@@ -155,6 +155,8 @@ function checkUsage(args: GuestArgs): Command {
   return command;
 }
 
+/** Commands that need no memory. */
+const moveNoData = ['enumerate', 'info', 'ping'];
 const busyAttempts = 10;
 const busyPauseMs = 50;
 
@@ -183,7 +185,10 @@ async function run(argv: string[], io: CliIo): Promise<number> {
   const place = args.bus();
   if (command === undefined) return await runGuestServe(place, args, io);
   const seconds = args.number('reconnect', 3600) ?? 0;
-  const bus = await connectPatiently(place, seconds === 0 ? {} : { reconnect: { totalMs: seconds * 1000 } });
+  const bus = await connectPatiently(place, {
+    ...(seconds === 0 ? {} : { reconnect: { totalMs: seconds * 1000 } }),
+    ...(moveNoData.includes(args.command) ? { memoryBytes: 0 } : {}),
+  });
   try {
     return (await command(bus, args, io)) ?? exitCode.ok;
   } finally {

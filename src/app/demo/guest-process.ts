@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 import { CliError, exitCode } from '../cli/exit-codes.ts';
+import { mainProgram } from '../main-program.ts';
 
 /** One line of `vmsg guest tour`. */
 export interface TourEvent {
@@ -16,8 +16,7 @@ export class GuestProcess {
 
   /** @param args what follows `vmsg guest` */
   constructor(args: readonly string[]) {
-    const program = fileURLToPath(new URL('../main.js', import.meta.url));
-    this.#child = spawn(process.execPath, [program, 'guest', ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    this.#child = spawn(process.execPath, [mainProgram, 'guest', ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
     this.#child.stderr?.on('data', (text) => {
       this.#stderr += String(text);
     });
