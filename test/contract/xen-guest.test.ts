@@ -168,6 +168,22 @@ test('references that are not consecutive serve as far as they go', () =>
     { scatteredReferences: true },
   ));
 
+test('a pool that is short makes transfers smaller', () =>
+  withXen(async (world) => {
+    const bus = await world.connect({ memoryBytes: 512 * kib });
+    const blk = await BlkDriver.open(bus, 1);
+    await blk.write(0, pattern(300 * kib));
+    const parts: number[] = [];
+    for await (const part of blk.stream({ length: 256 * kib })) parts.push(part.length);
+    assert.equal(
+      parts.reduce((sum, length) => sum + length),
+      256 * kib,
+    );
+    assert(parts.length > 1);
+    assert.deepEqual(await blk.read(0, 300 * kib), pattern(300 * kib));
+    await blk.close();
+  }));
+
 test('regions come and go, within the bound of the bus', () =>
   withXen(
     async (world) => {

@@ -29,12 +29,13 @@ export class ServiceHome {
     return join(this.directory, 'run', 'bus', `${bus}.sock`);
   }
 
-  async start(): Promise<ServiceProcess> {
+  /** @param pollMs how often to look whether it is ready */
+  async start(pollMs = 10): Promise<ServiceProcess> {
     const child = spawn(process.execPath, [mainProgram, 'serve', '--config', this.#config], {
       stdio: ['ignore', 'inherit', 'inherit'],
     });
     const service = new ServiceProcess(child, new ApiClient(this.apiSocket));
-    await service.ready();
+    await service.ready(pollMs);
     return service;
   }
 
@@ -59,14 +60,14 @@ export class ServiceProcess {
   }
 
   /** Until the API says that everything in the config file was tried. */
-  async ready(): Promise<void> {
+  async ready(pollMs = 10): Promise<void> {
     for (;;) {
       assert.equal(this.#child.exitCode, null, 'the service runs');
       try {
         await this.api.call('GET', '/readyz');
         return;
       } catch {
-        await sleep(10);
+        await sleep(pollMs);
       }
     }
   }

@@ -180,6 +180,11 @@ export class XenWorld {
     return this.withStore((store) => store.read(`/local/domain/${this.domid}/device/vmsg/0/${name}`));
   }
 
+  /** State of the service's side. */
+  get backendState(): string | undefined {
+    return this.withStore((store) => store.read(`/local/domain/0/backend/vmsg/${this.domid}/0/state`));
+  }
+
   /** Writes or removes a node, as dom0 may. */
   setNode(name: string, value: string | undefined): void {
     this.#set(`/local/domain/${this.domid}/device/vmsg/0/${name}`, value);
