@@ -6,6 +6,7 @@ import Fastify, {
   type FastifyInstance,
   type FastifyReply,
   type FastifyRequest,
+  type FastifyServerOptions,
   LogController,
 } from 'fastify';
 import { type Commands, kinds } from '../src/bridge/commands.ts';
@@ -59,6 +60,14 @@ export class ApiState {
   }
 }
 
+type SchemaController = NonNullable<FastifyServerOptions['schemaController']>;
+
+/** Instead of Fastify's own, which are large and then not even loaded. */
+const compilersFactory = {
+  buildValidator: () => compileValidator,
+  buildSerializer: () => () => (value: unknown) => JSON.stringify(value),
+} as object as NonNullable<SchemaController['compilersFactory']>;
+
 /**
  * An HTTP server with all routes, not yet listening.
  * @param access what every request must pass; without it the permissions of the socket decide
@@ -73,6 +82,7 @@ export async function buildServer(parts: ServerParts, state: ApiState, access?: 
     requestTimeout: limits.apiRequestTimeoutMs,
     // Longer than any id: a long one is a wrong id, not an unknown path.
     routerOptions: { maxParamLength: 16 * 1024 },
+    schemaController: { compilersFactory },
     // These come before any hook.
     frameworkErrors: (error, request, reply) => {
       sendProblem(access?.refusal(request.headers) ?? error, request, reply);
@@ -84,8 +94,6 @@ export async function buildServer(parts: ServerParts, state: ApiState, access?: 
   });
   app.server.maxConnections = limits.apiConnectionsMax;
   app.removeContentTypeParser('text/plain');
-  app.setValidatorCompiler(compileValidator);
-  app.setSerializerCompiler(() => (value) => JSON.stringify(value));
   app.setErrorHandler(sendProblem);
   registerNotFound(app);
   app.addHook('onRequest', async (request, reply) => {

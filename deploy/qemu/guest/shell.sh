@@ -14,6 +14,12 @@ mkdir -p /etc/vmsg /var/lib/vmsg-images
 cp /app/deploy/vmsg.json /etc/vmsg/
 truncate -s 64M /var/lib/vmsg-images/vm1.img
 vmsg serve --config /etc/vmsg/vmsg.json >/var/log/vmsg.log 2>&1 &
+echo 'vmsg: the service starts'
+tries=0
+until [ -S /run/vmsg/api.sock ] || [ $tries -ge 300 ]; do
+  tries=$((tries + 1))
+  sleep 0.2
+done
 echo 0 >/proc/sys/kernel/printk
 stty rows "${rows:-24}" cols "${columns:-80}" </dev/hvc0
 cat /app/deploy/qemu/guest/welcome

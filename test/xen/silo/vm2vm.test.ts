@@ -1,0 +1,89 @@
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import type { DataLine, DataOrder } from '../guests/data.ts';
+import type { FollowerLine } from '../guests/follower.ts';
+import { XenBench } from '../support/bench.ts';
+import { seededContent } from '../support/content.ts';
+import type { DomainCommand } from '../support/domains.ts';
+import { GuestProgram } from '../support/program.ts';
+import {
+  attachServed,
+  clearImage,
+  goesOn,
+  hasVersions,
+  imageHash,
+  inUse,
+  leaves,
+  serveEmpty,
+  serveRandom,
+  sha256,
+} from '../support/serving.ts';
+
+const readBytes = 8 * 1024 * 1024;
+const writtenBytes = 4 * 1024 * 1024;
+const memory = { memory: 'pool', memoryBytes: 8 * 1024 * 1024 } as const;
+
+const bench = new XenBench({ user: {}, server: { role: 'device' } });
+let server: DomainCommand;
+
+before(async () => {
+  await bench.start();
+  await attachServed(bench, 'user', 'server');
+  await bench.create('user', 'server');
+});
+after(() => bench.close());
+
+test('what Xen forbids domUs is done by dom0: data of a disk of one domU in another', async (t) => {
+  server = await serveRandom(bench.domain('server'), readBytes);
+  const { status } = await inUse(bench, 'server');
+  assert.equal(status.dataPath, 'shadow');
+  assert.match(
+    String(status.dataPathReason),
+    /^Xen runs with XSM SILO \(.+\): domains cannot map each other's memory$/,
+  );
+  const there = await imageHash(bench.domain('server'), readBytes);
+  const device = status.deviceNumber!;
+  const order: DataOrder = {
+    ...memory,
+    read: { device, bytes: readBytes },
+    write: { device, bytes: writtenBytes, seed: 1 },
+  };
+  const data = await GuestProgram.start<DataLine>(bench.domain('user'), 'data', order);
+  const result = await data.count('done', 1);
+  assert.equal(result.sha256, there);
+  await data.stop();
+
+  assert.equal(await imageHash(bench.domain('server'), writtenBytes), sha256(seededContent(1, writtenBytes)));
+  t.diagnostic(`read ${result.readMBPerSecond} MB/s, write ${result.writeMBPerSecond} MB/s`);
+});
+
+test('the direct path is refused with the reason', async () => {
+  await bench.put('backends', 'forced', { type: 'guest', bus: 'server', deviceNumber: 0, dataPath: 'direct' });
+  await assert.rejects(
+    bench.put('attachments', 'forced', { bus: 'user', backend: 'forced' }),
+    /the data path cannot be direct: Xen runs with XSM SILO/,
+  );
+});
+
+test('the serving process is killed during I/O, then the service is: the domU resumes and nothing is lost', async (t) => {
+  await clearImage(bench.domain('server'));
+  const order = { ...memory, reconnectMs: 60_000 };
+  const follower = await GuestProgram.start<FollowerLine>(bench.domain('user'), 'follower', order);
+  await goesOn(follower);
+  const codes = await leaves(follower, () => server.kill('KILL'));
+  assert.deepEqual(codes, ['not-found', 'not-found']);
+  server = await serveEmpty(bench.domain('server'));
+  await follower.count('taken', 4);
+  await goesOn(follower);
+
+  await bench.service.kill();
+  await bench.start();
+  assert.equal((await follower.count('reconnected', 1)).resumed, true);
+  await goesOn(follower);
+  assert.equal((await inUse(bench, 'server')).status.recovery, 'resume');
+  assert.equal(follower.all('left').length, 2, 'nothing left when the service was killed');
+  const end = await follower.end('end');
+  assert.equal(end.acknowledged, end.submitted);
+  assert.ok(await hasVersions(bench.domain('server'), end.versions));
+  t.diagnostic(`${end.acknowledged} requests`);
+});

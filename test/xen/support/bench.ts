@@ -1,0 +1,95 @@
+import assert from 'node:assert/strict';
+import { truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Resource } from '../../../src/bridge/commands.ts';
+import { eventually, ServiceHome, type ServiceProcess } from '../../support/service-process.ts';
+import { createDomain, type Domain } from './domains.ts';
+
+/** On the one processor that everything shares, looking is work. */
+const readyPollMs = 250;
+
+/** One Xen domain: its object and its bus have the same name. */
+export interface DomainPlan {
+  /** `driver` by default. */
+  readonly role?: 'driver' | 'device';
+  readonly bus?: object;
+}
+
+/** A service in dom0, in a directory of its own in memory, and domUs. Everything ends with `close`. */
+export class XenBench {
+  readonly home: ServiceHome;
+  service!: ServiceProcess;
+  readonly #domains = new Map<string, Domain>();
+
+  /** @param plans by name of the domain; domains are made by `create` */
+  constructor(plans: Readonly<Record<string, DomainPlan>>, backends: Record<string, object> = {}) {
+    const entries = Object.entries(plans);
+    this.home = new ServiceHome({
+      domains: Object.fromEntries(entries.map(([name]) => [name, { xen: { name } }])),
+      buses: Object.fromEntries(
+        entries.map(([name, { role = 'driver', bus = {} }]) => [
+          name,
+          { domain: name, transport: 'xen', role, ...bus },
+        ]),
+      ),
+      backends,
+      attachments: {},
+    });
+  }
+
+  async start(): Promise<void> {
+    this.service = await this.home.start(readyPollMs);
+  }
+
+  /** Starts domUs at the same time. */
+  async create(...names: string[]): Promise<Domain[]> {
+    const made = await Promise.all(names.map((name) => createDomain(name)));
+    for (const domain of made) this.#domains.set(domain.name, domain);
+    return made;
+  }
+
+  /** One that `create` made. */
+  domain(name: string): Domain {
+    const found = this.#domains.get(name);
+    assert.ok(found !== undefined, `no domain ${name}`);
+    return found;
+  }
+
+  /** Ends one at once. */
+  async destroy(name: string): Promise<void> {
+    const domain = this.domain(name);
+    this.#domains.delete(name);
+    await domain.destroy();
+  }
+
+  /** An empty disk image. @returns its path */
+  image(name: string, bytes: number): string {
+    const path = join(this.home.directory, name);
+    writeFileSync(path, '');
+    truncateSync(path, bytes);
+    return path;
+  }
+
+  async put(kind: 'backends' | 'attachments', id: string, spec: object): Promise<void> {
+    await this.service.api.call('PUT', `/v1/${kind}/${id}`, spec);
+  }
+
+  /** @returns when it is in use */
+  async attach(bus: string, backend: string, id = `${bus}-${backend}`): Promise<Resource<'attachments'>> {
+    await this.put('attachments', id, { bus, backend });
+    return await eventually(async () => {
+      const found = await this.service.attachment(id);
+      return found.status.state === 'active' ? found : undefined;
+    }, `attachment ${id} is active`);
+  }
+
+  async detach(id: string): Promise<void> {
+    await this.service.api.call('DELETE', `/v1/attachments/${id}`);
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#domains.keys()].map((name) => this.destroy(name)));
+    if (this.service?.alive) await this.service.kill();
+    this.home.remove();
+  }
+}
