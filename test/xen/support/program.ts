@@ -6,6 +6,8 @@ import type { Domain, DomainCommand } from './domains.ts';
 const programs = {
   data: '../guests/data.js',
   follower: '../guests/follower.js',
+  hostile: '../guests/hostile.js',
+  latency: '../guests/latency.js',
   load: '../guests/load.js',
   visitor: '../guests/visitor.js',
 } as const;
