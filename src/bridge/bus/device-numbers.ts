@@ -27,7 +27,7 @@ function recordNumber(name: string): number | undefined {
 
 /**
  * The number wanted; else the one that the device had before a restart; else the lowest that neither was used
- * in this epoch nor waits for its device.
+ * in this epoch nor waits for its device, nor is reserved for another attachment.
  * @param records names in the recovery store. @returns undefined when the wanted one is taken, or none is left
  */
 export function chooseDeviceNumber(
@@ -36,12 +36,13 @@ export function chooseDeviceNumber(
   present: ReadonlyMap<number, unknown>,
   used: ReadonlySet<number>,
   records: readonly string[],
+  reserved: readonly number[],
 ): number | undefined {
   if (wanted !== undefined) return present.has(wanted) ? undefined : wanted;
   const own = records.find((name) => name.replace(servedMark, '').endsWith(recordSuffix(identity)));
   const former = own === undefined ? undefined : recordNumber(own);
   if (former !== undefined && !present.has(former)) return former;
-  const kept = new Set(records.map(recordNumber));
+  const kept = new Set([...records.map(recordNumber), ...reserved]);
   for (let number = 0; number <= deviceNumberMax; number++) {
     if (!used.has(number) && !kept.has(number)) return number;
   }

@@ -93,7 +93,7 @@ export class BusRuntime implements BusTransportHandler {
     shadowReason: string | null = null,
   ): AttachedDevice {
     const identity = identityOf(spec);
-    const deviceNumber = this.#chooseNumber(spec.deviceNumber, identity);
+    const deviceNumber = this.#chooseNumber(spec, identity);
     const record = recordName(deviceNumber, identity, shadowReason !== null);
     const { scheduler, clock, store, maxMessageSize } = this.#o;
     const local = openLocalDevice({
@@ -129,7 +129,7 @@ export class BusRuntime implements BusTransportHandler {
     let entry: Attached;
     try {
       if (this.#closed) throw new VmsgError('unavailable', `bus ${bus} was closed`);
-      const deviceNumber = this.#chooseNumber(spec.deviceNumber, identityOf(spec));
+      const deviceNumber = this.#chooseNumber(spec, identityOf(spec));
       const { attachment } = spec;
       entry = { attachment, deviceNumber, device, record: undefined, dataPathReason: null, close };
       const { domid: peerDomid } = remote.peer;
@@ -156,11 +156,18 @@ export class BusRuntime implements BusTransportHandler {
     return { deviceNumber, deviceType: device.deviceType };
   }
 
-  #chooseNumber(wanted: number | undefined, identity: Uint8Array): number {
+  #chooseNumber({ deviceNumber: wanted, reservedNumbers = [] }: LaneAttachSpec, identity: Uint8Array): number {
     if (this.#devices.size >= limits.devicesPerBus) {
       throw new VmsgError('limit-reached', `bus ${this.#o.bus} has ${limits.devicesPerBus} devices`);
     }
-    const number = chooseDeviceNumber(wanted, identity, this.#devices, this.#usedNumbers, this.#o.store.names());
+    const number = chooseDeviceNumber(
+      wanted,
+      identity,
+      this.#devices,
+      this.#usedNumbers,
+      this.#o.store.names(),
+      reservedNumbers,
+    );
     if (number !== undefined) return number;
     if (wanted === undefined) {
       throw new VmsgError('limit-reached', `bus ${this.#o.bus} has used every device number in this epoch`);

@@ -79,6 +79,8 @@ export interface LaneAttachSpec {
   readonly attachment: string;
   /** Wanted device number; else the one it had before a restart, else the lowest one not used in this epoch. */
   readonly deviceNumber?: number;
+  /** Numbers that other attachments of the bus want, whether they are there already or not. */
+  readonly reservedNumbers?: readonly number[];
   readonly backend: LaneBackendSpec;
 }
 

@@ -298,10 +298,11 @@ export class Reconciler {
     if (bus?.lane.state !== 'in' || backend === undefined) throw this.#notOpen(bus);
     const serving = backend.spec.type === 'guest' ? inventory.get('buses', backend.spec.bus) : bus;
     if (serving?.lane.state !== 'in') throw this.#notOpen(serving);
+    const reservedNumbers = inventory.attachmentsOf('buses', busId).flatMap(({ spec }) => spec.deviceNumber ?? []);
     const attached = await link.call('attach', {
       bus: busId,
       attachment: entry.id,
-      ...(deviceNumber === undefined ? {} : { deviceNumber }),
+      ...(deviceNumber === undefined ? { reservedNumbers } : { deviceNumber }),
       backend: laneBackendSpec(backend),
     });
     return attached.deviceNumber;
