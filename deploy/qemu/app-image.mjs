@@ -21,6 +21,8 @@ import { bundlers } from './packages.mjs';
 /** A run has opened its files long before. */
 const ageLimitMs = 10 * 60_000;
 
+const bundleRecipe = path.join(import.meta.dirname, 'bundle.mjs');
+
 /** What of the tree is on the disk; the rest is of no use inside. */
 const parts = [
   ['dist/src', '.js'],
@@ -58,7 +60,7 @@ export async function appImage(cache, directory) {
   const key = keyOf(
     modules,
     bundlers,
-    bundlePrograms.toString(),
+    readFileSync(bundleRecipe, 'utf8'),
     files.map((file) => [file, readFileSync(path.join(root, file), 'latin1')]),
   );
   const image = path.join(directory, `app-${key}.ext4`);

@@ -1,5 +1,5 @@
 import type { Clock } from '../kit/clock.ts';
-import { type ErrnoName, errno } from '../kit/errno.ts';
+import { type ErrnoName, wireErrno } from '../kit/errno.ts';
 import { limits } from '../kit/limits.ts';
 import type { Pace } from '../kit/pace.ts';
 import type { CallTarget, GrantSpace, GuestMemory, GuestResources } from '../ports/bus.ts';
@@ -43,9 +43,6 @@ interface SharedPort {
   readonly kicks: Set<() => void>;
   users: number;
 }
-
-/** The kernel's word, or EIO for one that has no number on the wire. */
-const errnoName = (name: string): ErrnoName => (name in errno ? (name as ErrnoName) : 'EIO');
 
 /** What a domain has handed over by name: pools, grants of single buffers, event channels of queues. All are untrusted. */
 export class XenResources implements GuestResources {
@@ -97,7 +94,7 @@ export class XenResources implements GuestResources {
     const mapping = mapper.map(domid, references, access);
     if (mapping instanceof HypervisorFault) {
       this.#o.diagnosed(`a pool cannot be mapped: ${explainMapFault(mapper, mapping, references, access)}`);
-      return errnoName(mapping.errno);
+      return wireErrno(mapping.errno);
     }
     const { bytes } = mapping;
     const size = bytes.length;
@@ -119,7 +116,6 @@ export class XenResources implements GuestResources {
   #readDirectory(domid: Domid, first: number, pages: number): Uint32Array | ErrnoName {
     const references = new Uint32Array(pages);
     const count = directoryPages(pages);
-    const perPage = Math.ceil(grantPageBytes / 4) - 1;
     let next = first;
     for (let page = 0; page < count; page++) {
       if (asGrantRef(next) === undefined) {
@@ -131,10 +127,10 @@ export class XenResources implements GuestResources {
       if (mapping instanceof HypervisorFault) {
         const why = explainMapFault(this.#o.mapper, mapping, own, 'read');
         this.#o.diagnosed(`page ${page + 1} of the directory of a pool: ${why}`);
-        return errnoName(mapping.errno);
+        return wireErrno(mapping.errno);
       }
       const { buffer, byteOffset } = mapping.bytes;
-      next = readDirectoryPage(new Uint32Array(buffer, byteOffset, grantPageBytes / 4), references, page * perPage);
+      next = readDirectoryPage(new Uint32Array(buffer, byteOffset, grantPageBytes / 4), references, page);
       mapping.close();
     }
     const missing = references.indexOf(0);
@@ -193,7 +189,7 @@ export class XenResources implements GuestResources {
       diagnosed(
         `event channel port ${reference} of domain ${domid} cannot be bound: ${channel.call} gives ${channel.errno}; check that it is unbound and made for the domain that binds it`,
       );
-      return errnoName(channel.errno);
+      return wireErrno(channel.errno);
     }
     const port = { channel, kicks, users: 1 };
     this.#ports.set(reference, port);

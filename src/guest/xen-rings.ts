@@ -1,10 +1,8 @@
 import { type Closable, Scope } from '../kit/scope.ts';
 import type { Domid, EventChannel, EventChannels, SharedPages } from '../ports/hypervisor.ts';
+import { ringHeaderBytes } from '../virtio-msg/ring.ts';
 import { aliveByte } from '../virtio-msg/xen-bus.ts';
 import type { XenShares } from './xen-shares.ts';
-
-/** Bytes before the first slot. */
-const headerBytes = 128;
 
 /** Both message rings and the event channel of a bus. The same pages and port serve every connection. */
 export class XenRings implements Closable {
@@ -33,8 +31,8 @@ export class XenRings implements Closable {
 
   /** Both rings as new, for the next connection; this side is alive. */
   reset(): void {
-    this.toService.bytes.fill(0, 0, headerBytes);
-    this.toGuest.bytes.fill(0, 0, headerBytes);
+    this.toService.bytes.fill(0, 0, ringHeaderBytes);
+    this.toGuest.bytes.fill(0, 0, ringHeaderBytes);
     Atomics.store(this.toService.bytes, aliveByte.guest, 1);
   }
 

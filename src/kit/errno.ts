@@ -19,3 +19,6 @@ export const errno = {
 } as const;
 
 export type ErrnoName = keyof typeof errno;
+
+/** An errno by name, or EIO for one that has no number on the wire. */
+export const wireErrno = (name: string): ErrnoName => (name in errno ? (name as ErrnoName) : 'EIO');

@@ -23,10 +23,11 @@ export function writeDirectory(words: Uint32Array, own: Uint32Array, references:
 
 /**
  * Copies the references out of one directory page, which a guest may change meanwhile.
- * @param references filled from `filled` on, as far as its length goes
+ * @param references of the whole region; those that belong to the directory page `page`, from 0, are filled in
  * @returns reference of the next page, as the guest says
  */
-export function readDirectoryPage(words: Uint32Array, references: Uint32Array, filled: number): number {
+export function readDirectoryPage(words: Uint32Array, references: Uint32Array, page: number): number {
+  const filled = page * entriesPerPage;
   const count = Math.min(entriesPerPage, references.length - filled);
   references.set(words.subarray(1, 1 + count), filled);
   return words[0]!;

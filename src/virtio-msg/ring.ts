@@ -8,13 +8,15 @@ import { assert } from '../kit/assert.ts';
 const headWord = 0;
 const tailWord = 16;
 const sleepWord = 17;
-const firstSlot = 128;
+/** Bytes before the first slot: indexes and sleep word. */
+export const ringHeaderBytes = 128;
 
 /** Slots are whole cache lines down to eight bytes, and hold the largest message. */
 export const slotBytes = (maxMessageSize: number): number => Math.max(64, (maxMessageSize + 7) & ~7);
-export const ringCapacity = (ringBytes: number, slot: number): number => Math.floor((ringBytes - firstSlot) / slot);
+export const ringCapacity = (ringBytes: number, slot: number): number =>
+  Math.floor((ringBytes - ringHeaderBytes) / slot);
 /** Bytes of a ring with at least `slots` usable slots; one slot always stays empty. */
-export const ringBytesFor = (slots: number, slot: number): number => firstSlot + (slots + 1) * slot;
+export const ringBytesFor = (slots: number, slot: number): number => ringHeaderBytes + (slots + 1) * slot;
 
 interface RingParts {
   readonly words: Uint32Array;
@@ -26,9 +28,9 @@ function parts(memory: Uint8Array, slot: number): RingParts {
   const capacity = ringCapacity(memory.length, slot);
   assert(capacity >= 2, 'a ring has at least two slots');
   return {
-    words: new Uint32Array(memory.buffer, memory.byteOffset, firstSlot / 4),
+    words: new Uint32Array(memory.buffer, memory.byteOffset, ringHeaderBytes / 4),
     slots: Array.from({ length: capacity }, (_, i) =>
-      memory.subarray(firstSlot + i * slot, firstSlot + (i + 1) * slot),
+      memory.subarray(ringHeaderBytes + i * slot, ringHeaderBytes + (i + 1) * slot),
     ),
   };
 }

@@ -11,12 +11,13 @@ import { callFailed, openNode } from './handle.ts';
 import { ioctl } from './native.ts';
 import { XenPages } from './pages.ts';
 
-const limitFile = '/sys/module/xen_gntalloc/parameters/limit';
+/** Where Linux tells, and root sets, how many pages gntalloc grants in all. */
+export const gntallocLimitFile = '/sys/module/xen_gntalloc/parameters/limit';
 
 /** Pages that all processes of this domain together may grant through gntalloc; undefined where there is no gntalloc. */
 export function gntallocLimitPages(): number | undefined {
   try {
-    return Number(readFileSync(limitFile, 'latin1'));
+    return Number(readFileSync(gntallocLimitFile, 'latin1'));
   } catch {
     return undefined;
   }
@@ -83,7 +84,8 @@ export class XenGrantSharer implements GrantSharer {
     view.setUint32(4, pages, true);
     if (ioctl(this.#device.number, alloc.request, argument) !== 0) {
       const errno = errnoName(lastErrno());
-      const hint = errno === 'ENOSPC' ? `The kernel allows ${gntallocLimitPages()} pages (${limitFile}).` : undefined;
+      const hint =
+        errno === 'ENOSPC' ? `The kernel allows ${gntallocLimitPages()} pages (${gntallocLimitFile}).` : undefined;
       throw new HypervisorError('IOCTL_GNTALLOC_ALLOC_GREF', errno, { domid, what: `${pages} pages` }, hint);
     }
     const index = Number(view.getBigUint64(8, true));

@@ -301,9 +301,9 @@ function mapPool(world: XenWorld, mapper: number, reference: number, pages: numb
   };
   const references = new Uint32Array(pages);
   let next = reference;
-  for (let filled = 0; filled < pages; filled += 1023) {
+  for (let page = 0; page * 1023 < pages; page++) {
     const { buffer, byteOffset } = map(Uint32Array.of(next));
-    next = readDirectoryPage(new Uint32Array(buffer, byteOffset, 1024), references, filled);
+    next = readDirectoryPage(new Uint32Array(buffer, byteOffset, 1024), references, page);
   }
   assert.equal(next, 0);
   const bytes = new Uint8Array(map(references));

@@ -12,6 +12,7 @@ import type { BusSnapshot, LaneEvent } from '../lane/protocol.ts';
 import type { StuckShare } from '../remote/peer.ts';
 import { RemoteBus } from '../remote/remote-bus.ts';
 import type { BounceMemory } from '../shadow/bounce-memory.ts';
+import { Diagnosis } from './diagnosis.ts';
 
 export interface DeviceBusOptions {
   readonly bus: string;
@@ -43,11 +44,12 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
   readonly #recorder: FlightRecorder;
   #session: Session | undefined;
   #epoch = 0n;
-  #diagnosis: string | null = null;
+  readonly #diagnosis: Diagnosis;
 
   constructor(options: DeviceBusOptions) {
     this.#o = options;
     this.#recorder = new FlightRecorder(options.clock, limits.flightRecords);
+    this.#diagnosis = new Diagnosis(options.bus, options.emit);
   }
 
   listen(): void {
@@ -69,7 +71,7 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
 
   admit(): Admission {
     this.#epoch += 1n;
-    this.#diagnosis = null;
+    this.#diagnosis.clear();
     const token = new Uint8Array(16);
     this.#o.random.fill(token);
     return { epoch: this.#epoch, token, resumed: false };
@@ -163,9 +165,7 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
   }
 
   diagnosed(text: string): void {
-    if (this.#diagnosis === text) return;
-    this.#diagnosis = text;
-    this.#o.emit({ type: 'bus-diagnosis', bus: this.#o.bus, text });
+    this.#diagnosis.note(text);
   }
 
   snapshot(): BusSnapshot {
@@ -183,7 +183,7 @@ export class DeviceBus implements BusTransportHandler, ChannelHandler {
       regionBytes: 0,
       regionsDraining: 0,
       grants: null,
-      diagnosis: this.#diagnosis,
+      diagnosis: this.#diagnosis.text,
       devices: [],
       stuck: (session?.remote.stuck() ?? []).map(({ owner, pages, ageMs }) => ({ domid: owner.domid, pages, ageMs })),
     };

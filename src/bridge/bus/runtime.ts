@@ -23,6 +23,7 @@ import type { AttachedDevice, BusSnapshot, DeviceSnapshot, LaneAttachSpec, LaneE
 import type { RemoteBus } from '../remote/remote-bus.ts';
 import { RemoteDevice } from '../remote/remote-device.ts';
 import { chooseDeviceNumber, identityOf, isServedRecord, recordName } from './device-numbers.ts';
+import { Diagnosis } from './diagnosis.ts';
 import { openLocalDevice } from './local-device.ts';
 import { BusRecovery, busRecoveryBytes } from './recovery.ts';
 
@@ -68,12 +69,13 @@ export class BusRuntime implements BusTransportHandler {
   #statusTimer: Timer | undefined;
   #session: BusSession | undefined;
   #peer: GuestIdentity | null = null;
-  #diagnosis: string | null = null;
+  readonly #diagnosis: Diagnosis;
   #closed = false;
 
   constructor(options: BusRuntimeOptions) {
     this.#o = options;
     this.#recorder = new FlightRecorder(options.clock, limits.flightRecords);
+    this.#diagnosis = new Diagnosis(options.bus, options.emit);
     this.#recovery = new BusRecovery(options.store.open(busRecord, busRecoveryBytes), options.random);
   }
 
@@ -254,15 +256,12 @@ export class BusRuntime implements BusTransportHandler {
   }
 
   admit(claim: ResumeClaim): Admission {
-    this.#diagnosis = null;
+    this.#diagnosis.clear();
     return this.#recovery.admit(claim);
   }
 
   diagnosed(text: string): void {
-    // A guest can repeat a mistake as fast as it sends: the first time is news.
-    if (this.#diagnosis === text) return;
-    this.#diagnosis = text;
-    this.#o.emit({ type: 'bus-diagnosis', bus: this.#o.bus, text });
+    this.#diagnosis.note(text);
   }
 
   connected(connection: GuestConnection, peer: GuestIdentity): void {
@@ -344,7 +343,7 @@ export class BusRuntime implements BusTransportHandler {
       regionBytes: areas?.regionBytes ?? 0,
       regionsDraining: areas?.regionsDraining ?? 0,
       grants: this.#session?.grants() ?? null,
-      diagnosis: this.#diagnosis,
+      diagnosis: this.#diagnosis.text,
       devices: [...this.#attached.values()].map(deviceSnapshot),
       stuck: [],
     };

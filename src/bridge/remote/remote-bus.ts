@@ -1,7 +1,7 @@
 import type { SharedMemory } from '../../device/shared-memory.ts';
 import { listDevices } from '../../guest/device-list.ts';
 import type { Clock, Timer } from '../../kit/clock.ts';
-import { type ErrnoName, errno } from '../../kit/errno.ts';
+import { errno, wireErrno } from '../../kit/errno.ts';
 import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
 import { errnoName } from '../../libc/errno.ts';
@@ -246,8 +246,7 @@ export class RemoteBus implements MemoryPath {
 
   #onBusEvent(event: BusEvent): boolean {
     if (event.name === 'FAILURE') {
-      const name = errnoName(event.body.errno);
-      this.#finish(event.body.token, name in errno ? (name as ErrnoName) : 'EIO');
+      this.#finish(event.body.token, wireErrno(errnoName(event.body.errno)));
       return true;
     }
     const { device, state } = event.body;

@@ -5,6 +5,7 @@ import type { Closable } from '../../kit/scope.ts';
 import type { EventHub } from './event-hub.ts';
 import type { Entry, Inventory } from './inventory.ts';
 import type { ServiceLog } from './log.ts';
+import { retryDelayMs } from './retry.ts';
 import { xenIdentity } from './rules.ts';
 
 /** A Xen domain that was introduced and not yet released. */
@@ -120,7 +121,7 @@ export class DomainBook implements Closable {
       this.#tries = 0;
     } catch (error) {
       this.#failure = toErrorData(error).message;
-      const delayMs = Math.min(limits.reconcileRetryMinMs * 2 ** this.#tries, limits.reconcileRetryMaxMs);
+      const delayMs = retryDelayMs(this.#tries);
       if (delayMs < limits.reconcileRetryMaxMs) this.#tries += 1;
       this.#retry = this.#parts.clock.after(delayMs, () => this.refresh());
     }

@@ -23,6 +23,10 @@ export interface LanePresence {
   degraded: boolean;
 }
 
+/** What is not in the lane waits, or has failed. */
+export const stateOutside = ({ reason, waits }: LanePresence): 'pending' | 'failed' =>
+  reason === null || waits ? 'pending' : 'failed';
+
 interface EntryOf<K extends Kind> {
   readonly kind: K;
   readonly id: string;

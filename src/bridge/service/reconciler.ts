@@ -5,11 +5,12 @@ import type { Kind, Kinds } from '../commands.ts';
 import type { LaneBusSpec } from '../lane/protocol.ts';
 import { AwaitedError } from './domains.ts';
 import type { EventHub } from './event-hub.ts';
-import { type Entry, type Inventory, referencesOf } from './inventory.ts';
+import { type Entry, type Inventory, referencesOf, stateOutside } from './inventory.ts';
 import type { LaneLink } from './lane-link.ts';
 import { laneBackendSpec } from './lane-specs.ts';
 import type { LockRequest, ObjectLocks } from './locks.ts';
 import type { ServiceLog } from './log.ts';
+import { retryDelayMs } from './retry.ts';
 import { checkAttachment, checkBus, checkReferences, nameOf } from './rules.ts';
 
 export interface ReconcilerParts {
@@ -193,8 +194,7 @@ export class Reconciler {
     if (entry.kind !== 'buses' && entry.kind !== 'attachments') return;
     const { lane, phase } = entry;
     const inLane = entry.kind === 'buses' ? 'listening' : lane.degraded ? 'degraded' : 'active';
-    const outside = lane.reason === null || lane.waits ? 'pending' : 'failed';
-    const state = phase === 'deleting' ? 'detaching' : lane.state === 'in' ? inLane : outside;
+    const state = phase === 'deleting' ? 'detaching' : lane.state === 'in' ? inLane : stateOutside(lane);
     const number = entry.kind === 'buses' ? {} : { bus: entry.spec.bus, deviceNumber: lane.deviceNumber };
     this.#parts.events.emit({
       type: entry.kind === 'buses' ? 'bus-state' : 'attachment-state',
@@ -338,7 +338,7 @@ export class Reconciler {
       this.announce(entry);
     }
     if (waits) return;
-    const delayMs = Math.min(limits.reconcileRetryMinMs * 2 ** entry.lane.tries, limits.reconcileRetryMaxMs);
+    const delayMs = retryDelayMs(entry.lane.tries);
     if (delayMs < limits.reconcileRetryMaxMs) entry.lane.tries += 1;
     if (link.failure === null) this.#schedule(entry, delayMs);
   }

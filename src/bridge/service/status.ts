@@ -4,7 +4,7 @@ import { describeStatus, status as statusBits } from '../../virtio/status.ts';
 import type { AttachmentStatus, BackendStatus, BusStatus, DomainStatus, Kind, Resource } from '../commands.ts';
 import type { BusSnapshot, DeviceSnapshot, LaneSnapshot } from '../lane/protocol.ts';
 import type { DomainPresence } from './domains.ts';
-import type { Entry, Inventory } from './inventory.ts';
+import { type Entry, type Inventory, stateOutside } from './inventory.ts';
 
 /** What a status is made from. */
 export interface StatusSources {
@@ -103,12 +103,8 @@ export function busState(
 ): Pick<BusStatus, 'state' | 'reason'> {
   if (laneFailure !== null) return { state: 'failed', reason: `the lane failed: ${laneFailure}` };
   if (lane.state === 'in') return { state: bus?.state ?? 'listening', reason: null };
-  return { state: outside(lane), reason: lane.reason };
+  return { state: stateOutside(lane), reason: lane.reason };
 }
-
-/** What is not in the lane waits, or has failed. */
-const outside = ({ reason, waits }: Entry['lane']): 'pending' | 'failed' =>
-  reason === null || waits ? 'pending' : 'failed';
 
 function attachmentStatus(entry: Entry<'attachments'>, sources: StatusSources): AttachmentStatus {
   const bus = busIn(sources.snapshot, entry.spec.bus);
@@ -137,7 +133,7 @@ function attachmentState(
 ): Pick<AttachmentStatus, 'state' | 'reason'> {
   if (laneFailure !== null) return { state: 'failed', reason: `the lane failed: ${laneFailure}` };
   if (phase === 'deleting') return { state: 'detaching', reason: null };
-  if (lane.state !== 'in') return { state: outside(lane), reason: lane.reason };
+  if (lane.state !== 'in') return { state: stateOutside(lane), reason: lane.reason };
   const degraded = device === undefined ? lane.degraded : isDegraded(device);
   return { state: degraded ? 'degraded' : 'active', reason: device?.reason ?? null };
 }

@@ -1,5 +1,5 @@
-import { type Domid, type GrantSharer, grantPageBytes } from '../../ports/hypervisor.ts';
-import { directoryPages, writeDirectory } from '../../virtio-msg/grant-directory.ts';
+import { grantPool } from '../../device/granted-pool.ts';
+import type { Domid, GrantSharer } from '../../ports/hypervisor.ts';
 import type { BounceMemory } from './bounce-memory.ts';
 
 /**
@@ -9,22 +9,11 @@ import type { BounceMemory } from './bounce-memory.ts';
  * @throws VmsgError hypervisor-call: for example the kernel's limit of granted pages
  */
 export function grantedBounce(sharer: GrantSharer, server: Domid, own: Domid, bytes: number): BounceMemory {
-  const pages = sharer.share(server, bytes / grantPageBytes);
-  try {
-    const directory = sharer.share(server, directoryPages(bytes / grantPageBytes));
-    const words = new Uint32Array(directory.bytes.buffer, directory.bytes.byteOffset, directory.bytes.length / 4);
-    writeDirectory(words, directory.references, pages.references);
-    return {
-      bytes: pages.bytes,
-      name: () => ({ reference: directory.references[0]!, domain: own }),
-      named: () => directory.close(),
-      close() {
-        directory.close();
-        pages.close();
-      },
-    };
-  } catch (error) {
-    pages.close();
-    throw error;
-  }
+  const pool = grantPool((pages) => sharer.share(server, pages), bytes);
+  return {
+    bytes: pool.bytes,
+    name: () => ({ reference: pool.reference, domain: own }),
+    named: () => pool.dropDirectory(),
+    close: () => pool.close(),
+  };
 }
