@@ -130,6 +130,11 @@ describe('doctor', () => {
     assert.match(find(poor, 'gntalloc limit').fix ?? '', /options xen-gntalloc limit=32768/);
     const { [limit]: _, ...unread } = guestFiles;
     assert.equal(find(await report(machine({ files: unread, domid: '3' })), 'gntalloc limit').state, 'note');
+    const dom0 = (value: string) => report(machine({ files: { ...dom0Files, [limit]: value }, domid: '0', xsm: silo }));
+    assert.equal(find(await dom0('4101\n'), 'gntalloc limit').state, 'fine');
+    const small = await dom0('4100\n');
+    assert.deepEqual([small.code, find(small, 'gntalloc limit').state], [0, 'note']);
+    assert.match(find(small, 'gntalloc limit').text, /each device on the shadow path needs 4101\.$/);
     assert.ok(!good.findings.some(({ check }) => check === 'stateDir' || check === 'api'), 'a guest has none of it');
   });
 

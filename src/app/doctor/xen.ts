@@ -1,5 +1,7 @@
 import { limits } from '../../kit/limits.ts';
 import { grantPageBytes } from '../../ports/hypervisor.ts';
+import { directoryPages } from '../../virtio-msg/grant-directory.ts';
+import { gntallocLimitFile } from '../../xen/gntshr.ts';
 import { type Finding, failureOf, fine, missing, note, type Role } from './finding.ts';
 import type { Machine, Part } from './machine.ts';
 
@@ -36,7 +38,7 @@ export function xenFindings(machine: Machine, role: Role): Finding[] {
     kindFinding(machine, kind, role),
     ...devices.flatMap((device) => deviceFindings(machine, device, role)),
     ...storeFindings(machine, role),
-    ...(role === 'xen-guest' ? [allocFinding(machine)] : []),
+    ...(role === 'service' ? [] : [allocFinding(machine, role)]),
     ...(kind === 'control' ? [securityFinding(machine)] : []),
   ];
 }
@@ -87,22 +89,29 @@ function storeFindings(machine: Machine, role: Role): Finding[] {
   return [needed ? missing('xenstore', text, fix) : note('xenstore', text, fix)];
 }
 
-/** Pages that a guest with default settings grants: its pool with directory, and both rings. */
-const wantedPages = limits.guestMemoryDefaultBytes / grantPageBytes + limits.xenRingMaxPages * 2 + 32;
+const withDirectory = (bytes: number): number => bytes / grantPageBytes + directoryPages(bytes / grantPageBytes);
 
-function allocFinding(machine: Machine): Finding {
-  const path = '/sys/module/xen_gntalloc/parameters/limit';
-  const limit = Number(machine.read(path)?.trim() || Number.NaN);
+/** Pages that a role grants with default settings, and for what. */
+const granted = {
+  'xen-guest': {
+    pages: withDirectory(limits.guestMemoryDefaultBytes) + limits.xenRingMaxPages * 2,
+    purpose: 'a pool of the default size with its rings',
+  },
+  'xen-service': { pages: withDirectory(limits.shadowMemoryBytes), purpose: 'each device on the shadow path' },
+} as const;
+
+function allocFinding(machine: Machine, role: keyof typeof granted): Finding {
+  const check = 'gntalloc limit';
+  const { pages, purpose } = granted[role];
+  const limit = Number(machine.read(gntallocLimitFile)?.trim() || Number.NaN);
   if (Number.isNaN(limit)) {
-    return note('gntalloc limit', `${path} cannot be read, so it is not known how many pages can be granted.`);
+    return note(check, `${gntallocLimitFile} cannot be read, so it is not known how many pages can be granted.`);
   }
-  if (limit >= wantedPages) {
-    return fine('gntalloc limit', `${limit} pages can be granted, enough for a pool of the default size.`);
-  }
-  const now = `echo 32768 > ${path}`;
+  if (limit >= pages) return fine(check, `${limit} pages can be granted; ${purpose} needs ${pages}.`);
   const later = 'echo options xen-gntalloc limit=32768 > /etc/modprobe.d/vmsg.conf';
-  const text = `Only ${limit} pages can be granted; a pool of the default size with its rings needs ${wantedPages}.`;
-  return missing('gntalloc limit', text, `${now}; for every boot: ${later}`);
+  const fix = `echo 32768 > ${gntallocLimitFile}; for every boot: ${later}`;
+  const text = `Only ${limit} pages can be granted; ${purpose} needs ${pages}.`;
+  return role === 'xen-guest' ? missing(check, text, fix) : note(check, text, fix);
 }
 
 function securityFinding(machine: Machine): Finding {
