@@ -1,4 +1,3 @@
-import { STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import swagger from '@fastify/swagger';
 import Fastify, {
@@ -14,6 +13,7 @@ import type { EventSource } from '../src/bridge/events.ts';
 import type { Clock, Timer } from '../src/kit/clock.ts';
 import { VmsgError } from '../src/kit/errors.ts';
 import { limits } from '../src/kit/limits.ts';
+import { http } from '../src/kit/node-http.ts';
 import type { TokenAccess } from './access.ts';
 import type { ProcessNumbers } from './families.ts';
 import { registerNotFound } from './methods.ts';
@@ -168,7 +168,7 @@ function answerBrokenRequest(error: Error & { code?: string }, socket: Socket, r
     const problem = problemOf(cause, requestId);
     const body = JSON.stringify(problem);
     const head = [
-      `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}`,
+      `HTTP/1.1 ${problem.status} ${http.STATUS_CODES[problem.status]}`,
       `Content-Type: ${problemType}`,
       `Content-Length: ${Buffer.byteLength(body)}`,
       'Connection: close',

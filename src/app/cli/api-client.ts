@@ -1,5 +1,6 @@
-import { type IncomingMessage, request } from 'node:http';
+import type { IncomingMessage } from 'node:http';
 import { limits } from '../../kit/limits.ts';
+import { http } from '../../kit/node-http.ts';
 import { CliError, exitCode } from './exit-codes.ts';
 
 export interface ApiAnswer {
@@ -83,7 +84,7 @@ export class ApiClient {
       const isSocket = typeof target === 'string';
       const where = isSocket ? { socketPath: target } : { host: target.host, port: target.port };
       const headers = isSocket ? content : { ...content, authorization: `Bearer ${target.token}` };
-      const outgoing = request({ ...where, method, path, headers }, resolve);
+      const outgoing = http.request({ ...where, method, path, headers }, resolve);
       outgoing.on('error', (error: NodeJS.ErrnoException) => reject(this.#unreachable(error)));
       outgoing.end(text);
     });
