@@ -1,13 +1,21 @@
 import { existsSync, readFileSync } from 'node:fs';
+import { availableParallelism, freemem } from 'node:os';
 import path from 'node:path';
 import { dom0Shell, runInDom0, tailOf } from '../../deploy/qemu/boot.mjs';
 import { buildImage } from '../../deploy/qemu/image.mjs';
 import { prepare } from './build.mjs';
 import { endOnSignal, secondsSince, UserError } from './process.mjs';
 import { root } from './tree.mjs';
+import { Turns } from './turns.mjs';
 
-/** Test files whose directory below test/xen says how Xen is booted; the first is Debian's default. */
-const boots = ['silo', 'dummy'];
+/**
+ * The test files of a directory below test/xen share one emulated machine; those without `xsm` boot as Debian does, with
+ * SILO. What takes longest comes first.
+ */
+const machines = { load: {}, domains: {}, dummy: { xsm: 'dummy' } };
+/** One machine keeps one processor busy. */
+const machinesAtOnce = 2;
+const machineBytes = 3.5 * 1024 ** 3;
 const testDirectory = 'dist/test/xen/';
 /** Longest time of one file in dom0. */
 const fileLimitMs = 10 * 60_000;
@@ -66,47 +74,65 @@ function testScript(files, options, onTerminal) {
 }
 
 /**
- * Runs compiled test files inside dom0, with one boot for each directory that has some.
+ * Runs compiled test files inside dom0, those of each directory in a machine of their own.
  * @param {string[]} files
  * @param {string[]} options of `node --test`
- * @param {import('./test-output.mjs').TestOutput} output
- * @returns {Promise<number>} 0 or the last status other than that
+ * @param {import('./test-output.mjs').TestOutput} output gets the machines one after the other
+ * @returns {Promise<number>} 0 or a status other than that
  * @throws {import('../../deploy/qemu/errors.mjs').XenUnavailable} when something outside the tree is missing
  */
 export async function runXenTests(files, options, output) {
-  const strange = files.find((file) => !boots.includes(bootOf(file)));
-  if (strange !== undefined) throw new UserError(`${strange} is in none of test/xen/{${boots.join(',')}}.`);
+  const names = Object.keys(machines);
+  const strange = files.find((file) => !names.includes(machineOf(file)));
+  if (strange !== undefined) throw new UserError(`${strange} is in none of test/xen/{${names.join(',')}}.`);
   const image = await buildImage(log);
+  const jobs = names
+    .map((name) => ({ name, chosen: files.filter((file) => machineOf(file) === name) }))
+    .filter(({ chosen }) => chosen.length > 0);
+  const turns = new Turns(output, jobs.length);
+  const waiting = [...jobs.entries()];
   let status = 0;
-  for (const boot of boots) {
-    const chosen = files.filter((file) => bootOf(file) === boot);
-    if (chosen.length === 0) continue;
-    status = (await endOnSignal(() => runInBoot(image, boot, chosen, options, output))) || status;
-  }
+  const work = async () => {
+    for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
+      const [turn, { name, chosen }] = next;
+      status = (await runInMachine(image, name, chosen, options, turns.output(turn))) || status;
+      turns.end(turn);
+    }
+  };
+  const workers = Math.min(jobs.length, room());
+  if (workers > 1) log(`${jobs.length} machines, ${workers} at a time; each is shown after the one before it`);
+  await endOnSignal(() => Promise.all(Array.from({ length: workers }, work)));
   return status;
 }
 
-const bootOf = (file) => file.slice(testDirectory.length).split('/')[0];
+const machineOf = (file) => file.slice(testDirectory.length).split('/')[0];
 
-async function runInBoot(image, boot, files, options, output) {
+function room() {
+  const processors = Math.min(machinesAtOnce, availableParallelism());
+  return Math.max(1, Math.min(processors, Math.floor(freemem() / machineBytes)));
+}
+
+async function runInMachine(image, name, files, options, output) {
   const start = performance.now();
-  const tap = output.onTerminal ? path.join(image.directory, `${boot}.tap`) : undefined;
+  const tap = output.onTerminal ? path.join(image.directory, `${name}.tap`) : undefined;
   const outcome = await runInDom0(image, {
-    name: boot,
+    name,
     script: testScript(files, options, output.onTerminal),
-    xsm: boot === boots[0] ? undefined : boot,
+    ...machines[name],
     tap,
     onText: (text) => (output.onTerminal ? output.show(text) : output.tap(text)),
   });
   if (tap !== undefined && existsSync(tap)) output.tap(readFileSync(tap, 'utf8'));
   output.endRun();
   if ('failure' in outcome) {
-    output.failure(`Xen with xsm=${boot}: ${outcome.failure}`);
+    output.failure(`The Xen machine ${name}: ${outcome.failure}`);
     log(`The end of ${outcome.serialLog}:\n${tailOf(outcome.serialLog)}`);
     return 1;
   }
   const bootSeconds = (outcome.bootMs / 1000).toFixed(1);
-  log(`${files.length} test files in Xen (xsm=${boot}) took ${secondsSince(start)}, ${bootSeconds} s of it to boot`);
+  log(
+    `${files.length} test files in the Xen machine ${name} took ${secondsSince(start)}, ${bootSeconds} s of it to boot`,
+  );
   if (outcome.status !== 0) log(`What dom0 printed is in ${path.relative(root, outcome.serialLog)}.`);
   return outcome.status;
 }

@@ -24,9 +24,19 @@ interface Generate {
   firstDifference(file: string, expected: string, actual: string | undefined): string | undefined;
 }
 
+interface Output {
+  tap(text: string): void;
+  endRun(): void;
+}
+
+interface TurnsModule {
+  Turns: new (output: Output, count: number) => { output(turn: number): Output; end(turn: number): void };
+}
+
 const load = (name: string): Promise<unknown> => import(pathToFileURL(path.resolve('scripts/lib', name)).href);
 const { TapReader, judge, parseExpectedSkips } = (await load('tap.mjs')) as Tap;
 const { isInstalled } = (await load('install.mjs')) as Install;
+const { Turns } = (await load('turns.mjs')) as TurnsModule;
 const { firstDifference } = (await load('generate.mjs')) as Generate;
 
 const stream = `TAP version 13
@@ -86,6 +96,25 @@ test('a skip needs an entry, an unfinished test and an empty run fail', () => {
   assert.deepEqual(judge(read('# tests 0\n# pass 0\n', 100), new Set()), ['No test passed.']);
   assert.equal(judge(read('# pass 1\n# skipped 1\n', 100), new Set()).length, 1);
   assert.deepEqual(judge(read('ok 1 - a\n# pass 1\n# skipped 0\n# todo 0\n', 100), new Set()), []);
+});
+
+test('what several machines say at the same time is shown one machine after the other', () => {
+  const shown: string[] = [];
+  const turns = new Turns({ tap: (text) => shown.push(text), endRun: () => shown.push('|') }, 3);
+  const say = [0, 1, 2].map((turn) => turns.output(turn));
+  say[1]!.tap('b1');
+  say[0]!.tap('a1');
+  say[2]!.tap('c1');
+  say[2]!.endRun();
+  turns.end(2);
+  say[1]!.tap('b2');
+  say[0]!.endRun();
+  assert.equal(shown.join(' '), 'a1 |');
+  turns.end(0);
+  say[1]!.tap('b3');
+  assert.equal(shown.join(' '), 'a1 | b1 b2 b3');
+  turns.end(1);
+  assert.equal(shown.join(' '), 'a1 | b1 b2 b3 c1 |');
 });
 
 test('an install is complete only when it is what the lockfile says', () => {

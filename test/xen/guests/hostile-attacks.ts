@@ -219,25 +219,34 @@ async function aliveByte({ make, say }: World): Promise<void> {
   say({});
 }
 
+/** Until the service has made a removed directory again there is nothing that this domain may write to. */
+function unlessAbsent(work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    if (!(error instanceof HypervisorError && error.errno === 'EACCES')) throw error;
+  }
+}
+
 /** Its own nodes, with everything that could be in them, as fast as xenstored takes it. */
 async function nodes({ make, say, lasts }: World): Promise<void> {
   const { raw } = await make().connect();
   const good = raw.answer();
   const names = [...Object.keys(good), 'state', 'backend', 'backend-id'];
   const values = ['', '0', '1', '2', '3', '4', '5', '6', '-1', '4294967296', 'x'.repeat(1000), ...Object.values(good)];
+  const remove = (): void => raw.xenstore.remove(raw.path);
   say({});
   while (lasts()) {
     const choice = random.below(20);
-    try {
+    unlessAbsent(() => {
       if (choice === 0) raw.submit(raw.answer());
-      else if (choice === 1) raw.xenstore.remove(raw.path);
+      else if (choice === 1) remove();
       else raw.write(names[random.below(names.length)]!, values[random.below(values.length)]);
-    } catch (error) {
-      // Until the service has made a removed directory again there is nothing that this domain may write to.
-      if (!(error instanceof HypervisorError && error.errno === 'EACCES')) throw error;
-    }
+    });
     if (choice < 4) await turn();
   }
+  // So that this domain finds its backend again, whose path it may have overwritten.
+  unlessAbsent(remove);
 }
 
 async function events({ make, say, lasts }: World): Promise<void> {

@@ -8,7 +8,7 @@ import type { LoadLine, LoadOrder } from '../guests/load.ts';
 import { XenBench } from '../support/bench.ts';
 import { GuestProgram } from '../support/program.ts';
 
-const kills = 8;
+const kills = 20;
 const blocks = 256;
 const blockBytes = 4096;
 /** One domU for each way to share memory. */
@@ -34,12 +34,11 @@ test(`the service is killed ${kills} times; domUs resume, nothing acknowledged i
     }),
   );
   const random = new SeededRandom(2026);
-  const progress = async (): Promise<void> => {
-    for (const { program } of guests) {
-      const now = (await program.next('progress')).acknowledged;
-      await program.next('progress', ({ acknowledged }) => acknowledged >= now + 20);
-    }
+  const goesOn = async (program: GuestProgram<LoadLine>): Promise<void> => {
+    const now = (await program.next('progress')).acknowledged;
+    await program.next('progress', ({ acknowledged }) => acknowledged >= now + 20);
   };
+  const progress = () => Promise.all(guests.map(({ program }) => goesOn(program)));
   await progress();
   for (let n = 1; n <= kills; n++) {
     await sleep(random.below(100));
