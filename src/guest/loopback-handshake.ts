@@ -169,9 +169,10 @@ function welcomeFault(packet: Welcome, parts: HandshakeParts): string | undefine
   return undefined;
 }
 
+/** A service that has hung up may have said why: whoever reads the next packet finds out. */
 function sendPacket(parts: HandshakeParts, socket: Fd, bytes: Uint8Array, fds: readonly number[] = []): void {
-  if (parts.messenger.send(socket.number, bytes, fds) !== 'sent') {
-    throw new VmsgError('unavailable', 'the service hung up');
+  if (parts.messenger.send(socket.number, bytes, fds) === 'full') {
+    throw new VmsgError('unavailable', 'the service does not read its socket');
   }
 }
 

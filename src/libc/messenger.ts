@@ -84,8 +84,9 @@ export class Messenger implements Closable {
    * @throws SystemCallError for an error of our own, such as EBADF
    */
   receive(fd: number): Received | 'empty' | 'closed' {
-    this.#prepare(this.#maxBytes, controlMaxBytes);
-    const length = recvmsg(fd, this.#memory.address, linux.MSG_DONTWAIT | linux.MSG_CMSG_CLOEXEC);
+    let length = this.#take(fd);
+    // Told once, by a peer that closed without having read all; what it sent before is still there.
+    if (length < 0 && lastErrno() === errnos.ECONNRESET) length = this.#take(fd);
     if (length < 0) return receiveFailure(lastErrno());
     const fds = takeFds(this.#view, controlOffset, this.#view.getUint32(messageHeader.controlLength, true));
     const surplus = fds.splice(length === 0 ? 0 : this.#maxFds);
@@ -101,6 +102,11 @@ export class Messenger implements Closable {
 
   close(): void {
     this.#memory.close();
+  }
+
+  #take(fd: number): number {
+    this.#prepare(this.#maxBytes, controlMaxBytes);
+    return recvmsg(fd, this.#memory.address, linux.MSG_DONTWAIT | linux.MSG_CMSG_CLOEXEC);
   }
 
   #setAddress(at: number, target: number): void {

@@ -157,6 +157,16 @@ runEverywhere(import.meta.url, {
     });
   },
 
+  'what a peer said before it closed on unread messages is still read'() {
+    return withPair(({ here, there, messenger }) => {
+      assert.equal(messenger.send(here.number, text('unread')), 'sent');
+      assert.equal(messenger.send(there.number, text('why')), 'sent');
+      there.close();
+      assert.deepEqual(received(messenger.receive(here.number)).bytes, text('why'));
+      assert.equal(messenger.receive(here.number), 'closed');
+    });
+  },
+
   'an empty message counts as the end, and its descriptors do not leak'() {
     return withPair(({ here, there, messenger }) => {
       assert.throws(() => messenger.send(here.number, new Uint8Array(0)), /invariant broken/);
