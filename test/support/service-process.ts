@@ -121,11 +121,16 @@ function isStable(path: string): boolean {
 }
 
 /** Looks again until `probe` accepts, so that a test does not depend on how fast a machine is. */
-export async function eventually<T>(probe: () => Promise<T | undefined>, what: string, tries = 3000): Promise<T> {
+export async function eventually<T>(
+  probe: () => Promise<T | undefined>,
+  what: string,
+  tries = 3000,
+  pauseMs = 10,
+): Promise<T> {
   for (let i = 0; i < tries; i++) {
     const result = await probe();
     if (result !== undefined) return result;
-    await sleep(10);
+    await sleep(pauseMs);
   }
   throw new Error(`did not happen: ${what}`);
 }

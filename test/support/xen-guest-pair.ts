@@ -3,26 +3,17 @@ import type { ProbeMapped, ProbeShared } from './xen-guest-probe.ts';
 interface Guest {
   readonly domid: number;
   start(command: string): Promise<{ onLine(listener: (line: string) => void): void; kill(): Promise<void> }>;
-  run(command: string): Promise<{ code: number; output: string }>;
-  destroy(): Promise<void>;
+  run(command: string): Promise<{ output: string }>;
 }
 
 const program = 'node dist/test/support/xen-guest-probe.js';
 
-/** Starts two domUs; one shares a page and a port with the other, which tries to use them. */
-export async function probeGuests(
-  create: (name: string) => Promise<Guest>,
-): Promise<{ shared: ProbeShared; mapped: ProbeMapped }> {
-  const guests = await Promise.all(['probe1', 'probe2'].map(create));
-  try {
-    const [one, two] = guests as [Guest, Guest];
-    const sharing = await one.start(`${program} share ${two.domid}`);
-    const line = await new Promise<string>((resolve) => sharing.onLine(resolve));
-    const shared = JSON.parse(line) as ProbeShared;
-    const { output } = await two.run(`${program} map ${one.domid} ${shared.reference} ${shared.port}`);
-    await sharing.kill();
-    return { shared, mapped: JSON.parse(output) as ProbeMapped };
-  } finally {
-    await Promise.all(guests.map((guest) => guest.destroy()));
-  }
+/** One domU shares a page and a port with the other, which tries to use them. */
+export async function probeGuests(one: Guest, two: Guest): Promise<{ shared: ProbeShared; mapped: ProbeMapped }> {
+  const sharing = await one.start(`${program} share ${two.domid}`);
+  const line = await new Promise<string>((resolve) => sharing.onLine(resolve));
+  const shared = JSON.parse(line) as ProbeShared;
+  const { output } = await two.run(`${program} map ${one.domid} ${shared.reference} ${shared.port}`);
+  await sharing.kill();
+  return { shared, mapped: JSON.parse(output) as ProbeMapped };
 }
