@@ -28,7 +28,17 @@ export function qemuArguments({ base, app }, { xsm, dom0Arguments, job, serialLo
   const xen = [`dom0_mem=${dom0MiB}M`, 'console=dtuart', 'bootscrub=0', 'conring_size=1m'];
   if (xsm !== undefined) xen.push(`xsm=${xsm}`);
   // Self-tests of ciphers and security modules take a third of the kernel's start under emulation.
-  const quick = ['nokaslr', 'kpti=off', 'mitigations=off', 'cryptomgr.notests', 'lsm=capability', 'audit=0', 'cma=0'];
+  const quick = [
+    'nokaslr',
+    'kpti=off',
+    'mitigations=off',
+    'init_on_alloc=0',
+    'hardened_usercopy=off',
+    'cryptomgr.notests',
+    'lsm=capability',
+    'audit=0',
+    'cma=0',
+  ];
   const dom0 = ['console=hvc0', 'loglevel=4', 'panic=1', ...quick, 'rdinit=/init', 'vmsg.disk=vd', ...dom0Arguments];
   const disks = [base.disk, app, ...(job === undefined ? [] : [job])].flatMap((file, i) => [
     '-drive',
@@ -42,7 +52,7 @@ export function qemuArguments({ base, app }, { xsm, dom0Arguments, job, serialLo
       ? ['-chardev', `stdio,id=serial,mux=on,signal=off,logfile=${log}`, '-mon', 'chardev=serial,mode=readline']
       : ['-chardev', `file,id=serial,path=${log}`, ...ports(tap)];
   return [
-    ...['-machine', 'virt,virtualization=on,gic-version=3', '-accel', 'tcg,thread=multi', '-cpu', 'cortex-a57'],
+    ...['-machine', 'virt,virtualization=on,gic-version=3', '-accel', 'tcg,thread=multi', '-cpu', 'neoverse-n1'],
     ...['-smp', '1', '-m', `${machineMiB}M`, '-nodefaults', '-display', 'none', '-no-reboot'],
     ...['-kernel', base.xen, '-append', xen.join(' ')],
     ...['-device', `guest-loader,addr=${kernelAddress},kernel=${quoted(base.kernel)},bootargs=${dom0.join(' ')}`],

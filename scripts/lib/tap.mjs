@@ -2,6 +2,8 @@ const resultLine = /^(\s*)(?:not )?ok \d+ - (.*)$/;
 /** `# SKIP`, or the mark of a test that is still to be done. */
 const directive = /^(.*?) # ([A-Z]+)(?: (.*))?$/;
 const summaryLine = /^# (tests|pass|fail|cancelled|skipped|todo) (\d+)$/;
+/** What a test said with `t.diagnostic`; Node puts it behind the result. The log of a service looks the same, but for its JSON. */
+const remarkLine = /^# (?!\{|Subtest: |(?:tests|suites|pass|fail|cancelled|skipped|todo|duration_ms) [\d.]+$)(.+)$/;
 
 /** Reads the TAP of `node --test` line by line and keeps what decides about the run. */
 export class TapReader {
@@ -10,6 +12,9 @@ export class TapReader {
   /** Names of tests and suites that were skipped, or are marked as to be done. */
   skipped = [];
   todo = [];
+  /** Remarks of tests that are in no suite: `{test, text}`. */
+  remarks = [];
+  #test = '';
   #detailIndent;
   #rest = '';
 
@@ -31,7 +36,11 @@ export class TapReader {
     }
     const summary = summaryLine.exec(line);
     if (summary) this.counts[summary[1]] = Number(summary[2]);
-    const marked = directive.exec(resultLine.exec(line)?.[2] ?? '');
+    const [, indent, name = ''] = resultLine.exec(line) ?? [];
+    if (indent === '') this.#test = unescapeName(name);
+    const [, remark] = remarkLine.exec(line) ?? [];
+    if (remark !== undefined) this.remarks.push({ test: this.#test, text: remark });
+    const marked = directive.exec(name);
     if (marked) (marked[2] === 'SKIP' ? this.skipped : this.todo).push(unescapeName(marked[1]));
   }
 }

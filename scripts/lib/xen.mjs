@@ -5,6 +5,7 @@ import { dom0Shell, runInDom0, tailOf } from '../../deploy/qemu/boot.mjs';
 import { buildImage } from '../../deploy/qemu/image.mjs';
 import { prepare } from './build.mjs';
 import { endOnSignal, secondsSince, UserError } from './process.mjs';
+import { TapReader } from './tap.mjs';
 import { root } from './tree.mjs';
 import { Turns } from './turns.mjs';
 
@@ -91,17 +92,21 @@ export async function runXenTests(files, options, output) {
     .filter(({ chosen }) => chosen.length > 0);
   const turns = new Turns(output, jobs.length);
   const waiting = [...jobs.entries()];
+  const reports = jobs.map(() => []);
   let status = 0;
   const work = async () => {
     for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
       const [turn, { name, chosen }] = next;
-      status = (await runInMachine(image, name, chosen, options, turns.output(turn))) || status;
+      const outcome = await runInMachine(image, name, chosen, options, turns.output(turn));
+      status = outcome.status || status;
+      reports[turn] = outcome.report;
       turns.end(turn);
     }
   };
   const workers = Math.min(jobs.length, room());
   if (workers > 1) log(`${jobs.length} machines, ${workers} at a time; each is shown after the one before it`);
   await endOnSignal(() => Promise.all(Array.from({ length: workers }, work)));
+  log(`What the tests inside Xen measured (emulated, so sanity figures only):\n${reports.flat().join('\n')}`);
   return status;
 }
 
@@ -112,27 +117,32 @@ function room() {
   return Math.max(1, Math.min(processors, Math.floor(freemem() / machineBytes)));
 }
 
+/** @returns {Promise<{status: number, report: string[]}>} */
 async function runInMachine(image, name, files, options, output) {
   const start = performance.now();
+  const reader = new TapReader();
+  const readTap = (text) => {
+    reader.push(text);
+    output.tap(text);
+  };
   const tap = output.onTerminal ? path.join(image.directory, `${name}.tap`) : undefined;
   const outcome = await runInDom0(image, {
     name,
     script: testScript(files, options, output.onTerminal),
     ...machines[name],
     tap,
-    onText: (text) => (output.onTerminal ? output.show(text) : output.tap(text)),
+    onText: (text) => (output.onTerminal ? output.show(text) : readTap(text)),
   });
-  if (tap !== undefined && existsSync(tap)) output.tap(readFileSync(tap, 'utf8'));
+  if (tap !== undefined && existsSync(tap)) readTap(readFileSync(tap, 'utf8'));
   output.endRun();
   if ('failure' in outcome) {
     output.failure(`The Xen machine ${name}: ${outcome.failure}`);
     log(`The end of ${outcome.serialLog}:\n${tailOf(outcome.serialLog)}`);
-    return 1;
+    return { status: 1, report: [] };
   }
-  const bootSeconds = (outcome.bootMs / 1000).toFixed(1);
-  log(
-    `${files.length} test files in the Xen machine ${name} took ${secondsSince(start)}, ${bootSeconds} s of it to boot`,
-  );
+  log(`${files.length} test files in the Xen machine ${name} took ${secondsSince(start)}`);
   if (outcome.status !== 0) log(`What dom0 printed is in ${path.relative(root, outcome.serialLog)}.`);
-  return outcome.status;
+  const bootSeconds = (outcome.bootMs / 1000).toFixed(1);
+  const measured = reader.remarks.map(({ test, text }) => `    ${text}  (${test})`);
+  return { status: outcome.status, report: [`  ${name}: dom0 ready after ${bootSeconds} s`, ...measured] };
 }

@@ -7,6 +7,7 @@ interface TapReader {
   readonly counts: Record<string, number>;
   readonly skipped: string[];
   readonly todo: string[];
+  readonly remarks: { readonly test: string; readonly text: string }[];
   push(text: string): void;
 }
 
@@ -56,6 +57,8 @@ ok 1 - outer
   ---
   type: 'suite'
   ...
+# 12.5 MB/s
+# {"msg":"a line of a log"}
 # pass 99
 not ok 2 - broken
   ---
@@ -80,7 +83,8 @@ function read(text: string, pieceLength: number): TapReader {
 
 test('TAP is read the same however it is cut', () => {
   for (const pieceLength of [1, 7, 10_000]) {
-    const { counts, skipped, todo } = read(stream, pieceLength);
+    const { counts, skipped, todo, remarks } = read(stream, pieceLength);
+    assert.deepEqual(remarks, [{ test: 'outer', text: '12.5 MB/s' }]);
     assert.deepEqual(counts, { tests: 4, pass: 1, fail: 1, cancelled: 0, skipped: 1, todo: 1 });
     assert.deepEqual([skipped, todo], [['needs # root'], ['later']]);
   }

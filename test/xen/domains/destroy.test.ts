@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { eventually } from '../../support/service-process.ts';
 import type { LoadLine, LoadOrder } from '../guests/load.ts';
 import { XenBench } from '../support/bench.ts';
 import { activeGrants, grantMappings, listedDomains, storeNodes } from '../support/dom0.ts';
+import { eventually } from '../support/eventually.ts';
 import { GuestProgram } from '../support/program.ts';
 
 const blocks = 64;

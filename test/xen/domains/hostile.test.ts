@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { eventually } from '../../support/service-process.ts';
 import type { HostileLine, HostileOrder } from '../guests/hostile.ts';
 import { nobody } from '../guests/hostile-attacks.ts';
 import type { LatencyLine, LatencyOrder } from '../guests/latency.ts';
 import { XenBench } from '../support/bench.ts';
 import { grantMappings, tool, xl } from '../support/dom0.ts';
 import { Events } from '../support/events.ts';
+import { eventually } from '../support/eventually.ts';
 import { GuestProgram } from '../support/program.ts';
 import { quantile } from '../support/statistics.ts';
 
@@ -137,8 +137,8 @@ test('a guest that says that it is dead is taken at its word', async () => {
   assert.match((await said('bus-disconnected', 1)).at(-1)!, /the guest ended without closing the bus/);
 });
 
-const rounds = 3;
-const windowsPerRound = 3;
+const rounds = 2;
+const windowsPerRound = 4;
 const storms = ['events', 'messages', 'nodes'] as const;
 const weights = { 'Domain-0': 4096, neighbour: 2048, hostile: 256 };
 

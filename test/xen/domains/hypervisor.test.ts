@@ -8,7 +8,6 @@ import { XenHypervisor } from '../../../src/xen/hypervisor.ts';
 import { XsmDetector } from '../../../src/xen/xsm.ts';
 import { hypervisorContract } from '../../contract/hypervisor-contract.ts';
 import { granted, until } from '../../support/hypervisor-bench.ts';
-import { probeGuests } from '../../support/xen-guest-pair.ts';
 import { realBench } from '../../support/xen-real-bench.ts';
 import { xl } from '../support/dom0.ts';
 import { createDomain } from '../support/domains.ts';
@@ -85,10 +84,4 @@ describe('Xen as dom0 sees it', () => {
         await domain.destroy();
       }
     }));
-
-  test('SILO lets no guest map pages of another, or make a port for it', async () => {
-    const { shared, mapped } = await probeGuests(createDomain);
-    assert.ok(shared.reference > 0);
-    assert.deepEqual([shared.port, mapped], ['EPERM', { page: 'EINVAL', port: 'none' }]);
-  });
 });

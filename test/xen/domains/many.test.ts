@@ -7,7 +7,7 @@ import { XenBench } from '../support/bench.ts';
 import { GuestProgram } from '../support/program.ts';
 
 const imageBytes = 64 * 4096;
-const rounds = 3;
+const rounds = 2;
 const names = ['one', 'two', 'three'] as const;
 const memories = { one: 'pool', two: 'grants', three: 'pool' } as const;
 

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
+import { probeGuests } from '../../support/xen-guest-pair.ts';
 import type { DataLine, DataOrder } from '../guests/data.ts';
 import type { FollowerLine } from '../guests/follower.ts';
 import { XenBench } from '../support/bench.ts';
@@ -32,6 +33,12 @@ before(async () => {
   await bench.create('user', 'server');
 });
 after(() => bench.close());
+
+test('SILO lets no guest map pages of another, or make a port for it', async () => {
+  const { shared, mapped } = await probeGuests(bench.domain('user'), bench.domain('server'));
+  assert.ok(shared.reference > 0);
+  assert.deepEqual([shared.port, mapped], ['EPERM', { page: 'EINVAL', port: 'none' }]);
+});
 
 test('what Xen forbids domUs is done by dom0: data of a disk of one domU in another', async (t) => {
   server = await serveRandom(bench.domain('server'), readBytes);

@@ -1,13 +1,14 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import type { Resource } from '../../../src/bridge/commands.ts';
-import { eventually } from '../../support/service-process.ts';
+import { probeGuests } from '../../support/xen-guest-pair.ts';
 import type { DataLine, DataOrder } from '../guests/data.ts';
 import type { FollowerLine } from '../guests/follower.ts';
 import { XenBench } from '../support/bench.ts';
 import { seededContent } from '../support/content.ts';
 import { activeGrants, grantMappings, listedDomains } from '../support/dom0.ts';
 import type { DomainCommand } from '../support/domains.ts';
+import { eventually } from '../support/eventually.ts';
 import { GuestProgram } from '../support/program.ts';
 import {
   attachServed,
@@ -64,6 +65,12 @@ before(async () => {
   await bench.create('user', 'server');
 });
 after(() => bench.close());
+
+test('a domU maps pages of another, and binds to its ports', async () => {
+  const { shared, mapped } = await probeGuests(bench.domain('user'), bench.domain('server'));
+  assert.equal(typeof shared.port, 'number');
+  assert.deepEqual(mapped, { page: 42, port: 'bound' });
+});
 
 test('a domU reads and writes the disk of another one, which maps its memory', async (t) => {
   server = await serveRandom(bench.domain('server'), readBytes);

@@ -24,7 +24,7 @@ const tailWord = 16;
 
 /** Looks until there is a value: other domains need time. */
 export async function until<T>(what: string, look: () => T | undefined | false, boundMs = waitMs): Promise<T> {
-  for (const end = performance.now() + boundMs; ; await sleep(2)) {
+  for (const end = performance.now() + boundMs; ; await sleep(5)) {
     const found = look();
     if (found !== undefined && found !== false) return found;
     assert.ok(performance.now() < end, `in time: ${what}`);

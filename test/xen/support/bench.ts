@@ -2,11 +2,9 @@ import assert from 'node:assert/strict';
 import { truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Resource } from '../../../src/bridge/commands.ts';
-import { eventually, ServiceHome, type ServiceProcess } from '../../support/service-process.ts';
+import { ServiceHome, type ServiceProcess } from '../../support/service-process.ts';
 import { createDomain, type Domain } from './domains.ts';
-
-/** On the one processor that everything shares, looking is work. */
-const readyPollMs = 250;
+import { eventually, lookPauseMs } from './eventually.ts';
 
 /** One Xen domain: its object and its bus have the same name. */
 export interface DomainPlan {
@@ -38,7 +36,7 @@ export class XenBench {
   }
 
   async start(): Promise<void> {
-    this.service = await this.home.start(readyPollMs);
+    this.service = await this.home.start(lookPauseMs);
   }
 
   /** Starts domUs at the same time. */

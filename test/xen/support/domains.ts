@@ -38,7 +38,7 @@ function configOf(name: string, { memoryMiB = 192, config = [] }: DomainOptions)
     `memory = ${memoryMiB}`,
     'vcpus = 1',
     `disk = [ ${disk('xvda', 'loop0')}, ${disk('xvdb', 'loop1')} ]`,
-    'extra = "console=hvc0 loglevel=3 panic=1 nokaslr kpti=off mitigations=off cma=0 cryptomgr.notests lsm=capability audit=0 rdinit=/init vmsg.disk=xvd vmsg.mode=domu"',
+    'extra = "console=hvc0 loglevel=3 panic=1 nokaslr kpti=off mitigations=off init_on_alloc=0 hardened_usercopy=off cma=0 cryptomgr.notests lsm=capability audit=0 rdinit=/init vmsg.disk=xvd vmsg.mode=domu"',
     ...['on_poweroff', 'on_reboot', 'on_crash'].map((event) => `${event} = "destroy"`),
     ...config,
     '',

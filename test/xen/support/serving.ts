@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import type { Resource } from '../../../src/bridge/commands.ts';
-import { eventually } from '../../support/service-process.ts';
 import { contentOf } from '../../support/versioned-load.ts';
 import type { FollowerLine } from '../guests/follower.ts';
 import type { XenBench } from './bench.ts';
 import type { Domain, DomainCommand } from './domains.ts';
+import { eventually } from './eventually.ts';
 import type { GuestProgram } from './program.ts';
 
 /** In the memory of the domU that serves it. */
