@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { BlkDriver } from '../../src/guest/index.ts';
 import { SeededRandom } from './random.ts';
 
@@ -32,9 +33,12 @@ export class VersionedLoad {
   acknowledged = 0;
   #going = true;
   readonly #blk: BlkDriver;
+  readonly #pauseMs: number;
 
-  constructor(blk: BlkDriver, blocks: number) {
+  /** @param pauseMs between a write or read and the next of the same lane */
+  constructor(blk: BlkDriver, blocks: number, pauseMs = 0) {
     this.#blk = blk;
+    this.#pauseMs = pauseMs;
     this.versions = new Array<number>(blocks).fill(0);
   }
 
@@ -61,6 +65,7 @@ export class VersionedLoad {
       }
       this.acknowledged += 1;
       if (random.below(8) === 0) await this.#blk.flush();
+      if (this.#pauseMs > 0) await sleep(this.#pauseMs);
     }
   }
 }

@@ -17,6 +17,8 @@ export type FollowerLine =
 const blocks = 64;
 const lanes = 8;
 const progressMs = 200;
+/** A domU that never rests leaves little of the one processor to the others. */
+const pauseMs = 10;
 
 const line = (value: FollowerLine): void => say(value);
 const bus = await openBus(orderOf());
@@ -28,7 +30,7 @@ let going = true;
 async function useDisk(device: number): Promise<void> {
   const disk = await BlkDriver.open(bus, device, { depth: lanes });
   try {
-    const load = new VersionedLoad(disk, blocks);
+    const load = new VersionedLoad(disk, blocks, pauseMs);
     current = { device, load };
     line({ type: 'taken', device, kind: 'blk' });
     await load.run(lanes);
@@ -41,7 +43,7 @@ async function useEntropy(device: number): Promise<void> {
   const rng = await RngDriver.open(bus, device);
   try {
     line({ type: 'taken', device, kind: 'rng' });
-    for (; going; await sleep(5)) random += (await rng.read(64)).length;
+    for (; going; await sleep(5 * pauseMs)) random += (await rng.read(64)).length;
   } finally {
     await rng.close();
   }
