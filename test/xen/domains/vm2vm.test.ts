@@ -1,10 +1,8 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { probeGuests } from '../../support/xen-guest-pair.ts';
-import type { DataLine, DataOrder } from '../guests/data.ts';
 import type { FollowerLine } from '../guests/follower.ts';
 import { XenBench } from '../support/bench.ts';
-import { seededContent } from '../support/content.ts';
 import type { DomainCommand } from '../support/domains.ts';
 import { GuestProgram } from '../support/program.ts';
 import {
@@ -12,16 +10,13 @@ import {
   clearImage,
   goesOn,
   hasVersions,
-  imageHash,
   inUse,
   leaves,
+  moveData,
   serveEmpty,
   serveRandom,
-  sha256,
 } from '../support/serving.ts';
 
-const readBytes = 8 * 1024 * 1024;
-const writtenBytes = 4 * 1024 * 1024;
 const memory = { memory: 'pool', memoryBytes: 8 * 1024 * 1024 } as const;
 
 const bench = new XenBench({ user: {}, server: { role: 'device' } });
@@ -41,27 +36,14 @@ test('SILO lets no guest map pages of another, or make a port for it', async () 
 });
 
 test('what Xen forbids domUs is done by dom0: data of a disk of one domU in another', async (t) => {
-  server = await serveRandom(bench.domain('server'), readBytes);
+  server = await serveRandom(bench.domain('server'));
   const { status } = await inUse(bench, 'server');
   assert.equal(status.dataPath, 'shadow');
   assert.match(
     String(status.dataPathReason),
     /^Xen runs with XSM SILO \(.+\): domains cannot map each other's memory$/,
   );
-  const there = await imageHash(bench.domain('server'), readBytes);
-  const device = status.deviceNumber!;
-  const order: DataOrder = {
-    ...memory,
-    read: { device, bytes: readBytes },
-    write: { device, bytes: writtenBytes, seed: 1 },
-  };
-  const data = await GuestProgram.start<DataLine>(bench.domain('user'), 'data', order);
-  const result = await data.count('done', 1);
-  assert.equal(result.sha256, there);
-  await data.stop();
-
-  assert.equal(await imageHash(bench.domain('server'), writtenBytes), sha256(seededContent(1, writtenBytes)));
-  t.diagnostic(`read ${result.readMBPerSecond} MB/s, write ${result.writeMBPerSecond} MB/s`);
+  t.diagnostic(await moveData(bench, status.deviceNumber!, memory));
 });
 
 test('the direct path is refused with the reason', async () => {

@@ -2,10 +2,8 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import type { Resource } from '../../../src/bridge/commands.ts';
 import { probeGuests } from '../../support/xen-guest-pair.ts';
-import type { DataLine, DataOrder } from '../guests/data.ts';
 import type { FollowerLine } from '../guests/follower.ts';
 import { XenBench } from '../support/bench.ts';
-import { seededContent } from '../support/content.ts';
 import { activeGrants, grantMappings, listedDomains } from '../support/dom0.ts';
 import type { DomainCommand } from '../support/domains.ts';
 import { eventually } from '../support/eventually.ts';
@@ -14,17 +12,14 @@ import {
   attachServed,
   clearImage,
   goesOn,
-  imageHash,
   inUse,
   leaves,
+  moveData,
   serve,
   serveEmpty,
   serveRandom,
-  sha256,
 } from '../support/serving.ts';
 
-const readBytes = 8 * 1024 * 1024;
-const writtenBytes = 4 * 1024 * 1024;
 const goneWithinMs = 5000;
 /** Nothing for dom0; a pool of the default size for each domain that serves. */
 const memory = { memory: 'pool', memoryBytes: 0 } as const;
@@ -73,22 +68,10 @@ test('a domU maps pages of another, and binds to its ports', async () => {
 });
 
 test('a domU reads and writes the disk of another one, which maps its memory', async (t) => {
-  server = await serveRandom(bench.domain('server'), readBytes);
+  server = await serveRandom(bench.domain('server'));
   const { status } = await inUse(bench, 'server');
   assert.deepEqual([status.dataPath, status.dataPathReason, status.recovery], ['relayed', null, 'reset']);
-  const there = await imageHash(bench.domain('server'), readBytes);
-  const device = status.deviceNumber!;
-  const order: DataOrder = {
-    ...memory,
-    read: { device, bytes: readBytes },
-    write: { device, bytes: writtenBytes, seed: 1 },
-  };
-  const data = await GuestProgram.start<DataLine>(bench.domain('user'), 'data', order);
-  const result = await data.count('done', 1);
-  assert.equal(result.sha256, there);
-  await data.stop();
-  assert.equal(await imageHash(bench.domain('server'), writtenBytes), sha256(seededContent(1, writtenBytes)));
-  t.diagnostic(`read ${result.readMBPerSecond} MB/s, write ${result.writeMBPerSecond} MB/s`);
+  t.diagnostic(await moveData(bench, status.deviceNumber!, memory));
 });
 
 test('dom0 maps nothing but the rings; the serving process is killed during I/O and comes back', async () => {

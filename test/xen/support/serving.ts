@@ -2,18 +2,21 @@ import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import type { Resource } from '../../../src/bridge/commands.ts';
 import { contentOf } from '../../support/versioned-load.ts';
+import type { BusOrder } from '../guests/bus.ts';
+import type { DataLine, DataOrder } from '../guests/data.ts';
 import type { FollowerLine } from '../guests/follower.ts';
 import type { XenBench } from './bench.ts';
+import { seededContent } from './content.ts';
 import type { Domain, DomainCommand } from './domains.ts';
 import { eventually } from './eventually.ts';
-import type { GuestProgram } from './program.ts';
+import { GuestProgram } from './program.ts';
 
 /** In the memory of the domU that serves it. */
 const image = '/tmp/served.img';
 /** Devices that a domU serves: what its backends and attachments here are called, and the device numbers there. */
 const devices = { disk: 0, entropy: 1 } as const;
 
-export const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
+const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
 /** Runs `vmsg guest serve` in a domU. @param before shell commands. @returns when it serves all of its devices */
 export async function serve(domain: Domain, args: string, last: number, before = ':'): Promise<DomainCommand> {
@@ -35,9 +38,12 @@ export async function serve(domain: Domain, args: string, last: number, before =
 const serveImage = (domain: Domain, make: string): Promise<DomainCommand> =>
   serve(domain, `--bus xen --disk-image ${image} --entropy`, devices.entropy, `rm -f ${image}; ${make}`);
 
-/** The image holds bytes that nobody knows. */
-export const serveRandom = (domain: Domain, bytes: number): Promise<DomainCommand> =>
-  serveImage(domain, `head -c ${bytes} /dev/urandom >${image}`);
+const readBytes = 8 * 1024 * 1024;
+const writtenBytes = 4 * 1024 * 1024;
+
+/** The image holds bytes that nobody knows, for `moveData`. */
+export const serveRandom = (domain: Domain): Promise<DomainCommand> =>
+  serveImage(domain, `head -c ${readBytes} /dev/urandom >${image}`);
 
 /** The image holds zeroes, as the program `follower` needs it. */
 export const serveEmpty = (domain: Domain): Promise<DomainCommand> => serveImage(domain, `truncate -s 1M ${image}`);
@@ -49,7 +55,7 @@ export async function clearImage(domain: Domain): Promise<void> {
 }
 
 /** SHA-256 of the first bytes of the image. */
-export async function imageHash(domain: Domain, bytes: number): Promise<string> {
+async function imageHash(domain: Domain, bytes: number): Promise<string> {
   return (await domain.run(`head -c ${bytes} ${image} | sha256sum`)).output.split(' ')[0]!;
 }
 
@@ -73,6 +79,26 @@ export async function inUse(bench: XenBench, server: string): Promise<Resource<'
     ),
   );
   return disk!;
+}
+
+/**
+ * The domain `user` reads the image that `server` serves, and writes over its beginning: both see the same bytes.
+ * @param memory how the user shares its memory. @returns how fast, in words
+ */
+export async function moveData(bench: XenBench, device: number, memory: BusOrder): Promise<string> {
+  const server = bench.domain('server');
+  const there = await imageHash(server, readBytes);
+  const order: DataOrder = {
+    ...memory,
+    read: { device, bytes: readBytes },
+    write: { device, bytes: writtenBytes, seed: 1 },
+  };
+  const data = await GuestProgram.start<DataLine>(bench.domain('user'), 'data', order);
+  const result = await data.count('done', 1);
+  assert.equal(result.sha256, there);
+  await data.stop();
+  assert.equal(await imageHash(server, writtenBytes), sha256(seededContent(1, writtenBytes)));
+  return `read ${result.readMBPerSecond} MB/s, write ${result.writeMBPerSecond} MB/s`;
 }
 
 /** Both devices are used, from now on. */
