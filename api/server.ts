@@ -1,5 +1,4 @@
 import type { Socket } from 'node:net';
-import swagger from '@fastify/swagger';
 import Fastify, {
   type FastifyBaseLogger,
   type FastifyInstance,
@@ -32,8 +31,10 @@ export interface ServerParts {
   readonly commands: Commands;
   readonly events: EventSource;
   readonly clock: Clock;
-  /** Version of the package, for the OpenAPI document. */
+  /** Version of the package. */
   readonly version: string;
+  /** The OpenAPI document, JSON. */
+  readonly openApi: () => Promise<string>;
   /** Text unique to this run of the service; part of request and event ids. */
   readonly instance: string;
   readonly processNumbers: () => ProcessNumbers;
@@ -63,7 +64,7 @@ export class ApiState {
 type SchemaController = NonNullable<FastifyServerOptions['schemaController']>;
 
 /** Instead of Fastify's own, which are large and then not even loaded. */
-const compilersFactory = {
+export const compilersFactory = {
   buildValidator: () => compileValidator,
   buildSerializer: () => () => (value: unknown) => JSON.stringify(value),
 } as object as NonNullable<SchemaController['compilersFactory']>;
@@ -108,33 +109,19 @@ export async function buildServer(parts: ServerParts, state: ApiState, access?: 
     if (method === 'GET' || method === 'HEAD') request.log.debug(line, 'request');
     else request.log.info(line, 'request');
   });
+  registerRoutes(app, parts, state);
+  boundClose(app, parts.clock);
+  return app;
+}
+
+/** All that an API of ours has, with the schemas that its routes name. */
+export function registerRoutes(app: FastifyInstance, parts: ServerParts, state: ApiState): void {
   for (const schema of namedSchemas) app.addSchema(schema);
-  await app.register(swagger, {
-    openapi: {
-      openapi: '3.1.0',
-      info: {
-        title: 'vmsg',
-        version: parts.version,
-        description: 'Controls virtio-msg buses, the backends behind them and what is attached where.',
-        license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
-      },
-      components: {
-        securitySchemes: {
-          token: { type: 'http', scheme: 'bearer', description: 'Over TCP: the token of the token file.' },
-        },
-      },
-      // Over the Unix socket nothing is needed.
-      security: [{}, { token: [] }],
-    },
-    refResolver: { buildLocalReference: (json, _base, _fragment, i) => String(json.$id ?? `def-${i}`) },
-  });
   for (const kind of kinds) registerResource(app, kind, parts.commands);
   registerObservations(app, parts.commands);
   registerEvents(app, state.streams);
-  registerHealth(app, parts.commands);
+  registerHealth(app, parts);
   registerMetrics(app, { ...parts, ...state });
-  boundClose(app, parts.clock);
-  return app;
 }
 
 /** A client that does not finish its request must not keep the service from ending. */

@@ -11,8 +11,13 @@ const answer = (status: string) => ({
   additionalProperties: false,
 });
 
+interface HealthParts {
+  readonly commands: Commands;
+  readonly openApi: () => Promise<string>;
+}
+
 /** Is the process alive, can it do its work, and what does it understand. */
-export function registerHealth(app: FastifyInstance, commands: Commands): void {
+export function registerHealth(app: FastifyInstance, { commands, openApi }: HealthParts): void {
   const tags = ['service'];
   app.get(
     '/healthz',
@@ -61,6 +66,6 @@ export function registerHealth(app: FastifyInstance, commands: Commands): void {
         },
       },
     },
-    async () => app.swagger(),
+    async (_request, reply) => reply.type('application/json; charset=utf-8').send(await openApi()),
   );
 }

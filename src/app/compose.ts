@@ -21,8 +21,8 @@ import { prepareDirs } from './config-dirs.ts';
 import { openToken } from './config-token.ts';
 import { destroyDomain } from './destroy-domain.ts';
 import { laneOptions } from './lane-options.ts';
+import { openApiDocument, packageVersion } from './package-files.ts';
 import { processNumbers } from './process-numbers.ts';
-import { packageVersion } from './version.ts';
 import { XenDomains } from './xen-domains.ts';
 
 /** A service that answers on its API. */
@@ -94,6 +94,7 @@ async function startApi(
     events: service,
     clock: systemClock,
     version: packageVersion(),
+    openApi: openApiDocument,
     instance: randomBytes(4).toString('hex'),
     processNumbers,
     logger,

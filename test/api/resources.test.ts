@@ -145,10 +145,10 @@ describe('api: OpenAPI', () => {
     const checkedIn = readFileSync(path.join(root, 'api/openapi.json'), 'utf8');
     const { version } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'));
     assert.equal(await openApiText(version), checkedIn, 'run `npm run generate` and look at what changed');
-    const served = (await app.inject('/v1/openapi.json')).json();
-    assert.deepEqual(served.paths, JSON.parse(checkedIn).paths);
-    assert.equal(served.openapi, '3.1.0');
-    assert.equal(served.info.version, '1.2.3');
+    const served = await app.inject('/v1/openapi.json');
+    assert.equal(served.headers['content-type'], 'application/json; charset=utf-8');
+    assert.equal(served.body, checkedIn);
+    assert.deepEqual([served.json().openapi, served.json().info.version], ['3.1.0', version]);
   });
 
   it('resolves all its references and tells the errors of every call', async (t) => {

@@ -5,6 +5,7 @@ import path from 'node:path';
 import type { FastifyInstance } from 'fastify';
 import type { TokenAccess } from '../../api/access.ts';
 import { ApiState, buildServer, type ServerParts } from '../../api/server.ts';
+import { openApiDocument } from '../../src/app/package-files.ts';
 import { type ConfiguredObjects, Service } from '../../src/bridge/service.ts';
 import { Store } from '../../src/bridge/store.ts';
 import type { StoreFiles } from '../../src/bridge/store-files.ts';
@@ -117,6 +118,7 @@ export const partsOf = ({ service, clock }: World): ServerParts => ({
   events: service,
   clock,
   version: '1.2.3',
+  openApi: openApiDocument,
   instance: 'run1',
   processNumbers: () => ({ uptimeSeconds: 3, residentBytes: 4096, openFds: 5 }),
 });

@@ -1,5 +1,5 @@
 import { toErrorData, VmsgError } from '../../kit/errors.ts';
-import { packageVersion } from '../version.ts';
+import { packageVersion } from '../package-files.ts';
 import { CliError, exitCode } from './exit-codes.ts';
 import type { CliIo } from './io.ts';
 
