@@ -268,9 +268,9 @@ function restartCases(implementation: BusImplementation, memory: string): void {
           completions[block] = completions[block]! + 1;
         };
         const writing = Promise.all([0, 1, 2, 3, 4, 5, 6, 7].map(write));
+        await Promise.race([writing, until(() => disk.waiting?.length === 8, 'all are at the disk')]);
         // Awaited below; what fails before says more than their end.
         writing.catch(() => {});
-        await until(() => disk.waiting?.length === 8, 'all are at the disk');
         await restart(bench, bus);
         await Promise.all([writing, write(8)]);
         assert.deepEqual([...new Set(completions)], [1]);

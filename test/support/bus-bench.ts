@@ -79,9 +79,12 @@ export async function withBus(
   const bench = await implementation.make(options);
   try {
     await run(bench);
-  } finally {
-    await bench.close();
+  } catch (error) {
+    // What failed says more than what it left open.
+    await bench.close().catch(() => {});
+    throw error;
   }
+  await bench.close();
 }
 
 const releaseWaitMaxMs = 8_000;

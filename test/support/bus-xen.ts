@@ -68,9 +68,12 @@ async function makeBench(machine: XenMachine, options: BusBenchOptions = {}): Pr
     held,
     async close() {
       for (const { bus } of guests) bus.close();
-      await released(held, empty);
-      await service.close();
-      machine.close();
+      try {
+        await released(held, empty);
+      } finally {
+        await service.close();
+        machine.close();
+      }
     },
   };
 }
