@@ -3,9 +3,13 @@ import { test } from 'node:test';
 import { listedDomains, xl } from '../support/dom0.ts';
 import { createDomain } from '../support/domains.ts';
 
-test('a domU runs commands, is seen by xl and goes', async () => {
-  const domain = await createDomain('smoke');
+test('a domU that was paused runs when it may, runs commands, is seen by xl, and shuts down when it is asked to', async () => {
+  const domain = await createDomain('smoke', { paused: true });
   try {
+    assert.deepEqual(await listedDomains(), [0, domain.domid]);
+    assert.equal(domain.consoleText, '');
+    await domain.unpause();
+    await domain.ready();
     assert.match(await xl('list'), /^smoke +\d+ +192 +1 /m);
     assert.deepEqual(await domain.run('echo hello; echo; echo "two  words" >&2; printf end; exit 3'), {
       code: 3,
@@ -23,22 +27,9 @@ test('a domU runs commands, is seen by xl and goes', async () => {
     assert.equal(await sleeping.ended, 128 + 15);
     const node = await domain.run(`node -p 'process.arch + " " + require("/app/node_modules/koffi").version'`);
     assert.deepEqual(node, { code: 0, output: 'arm64 3.3.4\n' });
-  } finally {
-    await domain.destroy();
-  }
-  assert.deepEqual(await listedDomains(), [0]);
-});
-
-test('a paused domU runs when it may, and shuts down when it is asked to', async () => {
-  const domain = await createDomain('paused', { paused: true });
-  try {
-    assert.deepEqual(await listedDomains(), [0, domain.domid]);
-    assert.equal(domain.consoleText, '');
-    await domain.unpause();
-    await domain.ready();
     const running = await domain.start('sleep 1000');
     await domain.shutdown();
-    await assert.rejects(running.ended, /the domain paused is gone/);
+    await assert.rejects(running.ended, /the domain smoke is gone/);
   } finally {
     await domain.destroy();
   }
