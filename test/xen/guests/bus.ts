@@ -1,5 +1,8 @@
 import { connectXen, type GuestBus } from '../../../src/guest/index.ts';
 
+/** Between two requests: a domU that never rests leaves little of the one processor to the others. */
+export const pauseMs = 10;
+
 /** How a guest program uses its bus; what every test says to it, as JSON. */
 export interface BusOrder {
   /** Regions that are granted once, or every buffer by its own grants. */

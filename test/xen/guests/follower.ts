@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlkDriver, deviceInfo, RngDriver, VmsgError } from '../../../src/guest/index.ts';
 import { VersionedLoad } from '../../support/versioned-load.ts';
-import { openBus, orderOf, say, untilStopped } from './bus.ts';
+import { openBus, orderOf, pauseMs, say, untilStopped } from './bus.ts';
 
 /** Keeps every disk and entropy device of its bus busy from when it arrives until it leaves. Its order is a BusOrder. */
 export type FollowerLine =
@@ -17,8 +17,6 @@ export type FollowerLine =
 const blocks = 64;
 const lanes = 8;
 const progressMs = 200;
-/** A domU that never rests leaves little of the one processor to the others. */
-const pauseMs = 10;
 
 const line = (value: FollowerLine): void => say(value);
 const bus = await openBus(orderOf());

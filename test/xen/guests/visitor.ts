@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlkDriver, type GuestBus, RngDriver, VmsgError } from '../../../src/guest/index.ts';
 import { VersionedLoad } from '../../support/versioned-load.ts';
-import { type BusOrder, openBus, orderOf, say, untilStopped } from './bus.ts';
+import { type BusOrder, openBus, orderOf, pauseMs, say, untilStopped } from './bus.ts';
 
 /** Uses a first disk and an rng device all the time, and every other disk from when it arrives until it leaves. */
 export interface VisitorOrder extends BusOrder {
@@ -23,8 +23,6 @@ const blocks = 64;
 const lanes = 4;
 const usedAfter = 20;
 const progressMs = 200;
-/** A domU that never rests leaves little of the one processor to the others. */
-const pauseMs = 10;
 
 const line = (value: VisitorLine): void => say(value);
 const order = orderOf<VisitorOrder>();
