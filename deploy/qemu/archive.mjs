@@ -5,7 +5,7 @@ import { keyOf } from './cache.mjs';
 import { download, inParallel, NotFound, ProgressBar } from './download.mjs';
 import { XenUnavailable } from './errors.mjs';
 import { PackageIndex } from './index.mjs';
-import { suite, testedVersions } from './packages.mjs';
+import { suite as imageSuite, testedVersions } from './packages.mjs';
 import { parseRelease, verifyRelease } from './release.mjs';
 import { needSuccess, needTool } from './tools.mjs';
 import { isTested } from './versions.mjs';
@@ -17,20 +17,22 @@ export class Archive {
   #cache;
   #mirror;
   #log;
+  #suite;
   #release;
   #indexAgeLimitMs = indexAgeLimitMs;
 
   /** @param {(sentence: string) => void} log */
-  constructor(cache, mirror, log) {
+  constructor(cache, mirror, log, suite = imageSuite) {
     this.#cache = cache;
     this.#mirror = mirror;
     this.#log = log;
+    this.#suite = suite;
   }
 
   async #inRelease(noteName) {
     const note = this.#cache.readNote(noteName);
     if (note !== undefined && note.ageMs >= 0 && note.ageMs < this.#indexAgeLimitMs) return note.text;
-    const address = `${this.#mirror}/dists/${suite}/InRelease`;
+    const address = `${this.#mirror}/dists/${this.#suite}/InRelease`;
     try {
       return await this.#cache.withScratch(async (directory) => {
         const file = path.join(directory, 'InRelease');
@@ -47,11 +49,11 @@ export class Archive {
 
   /** The suite's Release file, its signature checked. */
   async #verified() {
-    const noteName = `InRelease-${keyOf(this.#mirror, suite)}`;
+    const noteName = `InRelease-${keyOf(this.#mirror, this.#suite)}`;
     const text = await this.#inRelease(noteName);
     const release = parseRelease(await verifyRelease(this.#cache, text));
-    if (release.field('Codename') !== suite) {
-      throw new UserError(`The archive has ${release.field('Codename')} where ${suite} should be.`);
+    if (release.field('Codename') !== this.#suite) {
+      throw new UserError(`The archive has ${release.field('Codename')} where ${this.#suite} should be.`);
     }
     if (this.#cache.readNote(noteName)?.text !== text) await this.#cache.writeNote(noteName, text);
     return release;
@@ -65,7 +67,7 @@ export class Archive {
     if (digest === undefined) throw new UserError(`The archive has no index for ${architecture}.`);
     const byHash = release.field('Acquire-By-Hash') === 'yes';
     const name = byHash ? `by-hash/SHA256/${digest}` : 'Packages.xz';
-    const address = `${this.#mirror}/dists/${suite}/${directory}/${name}`;
+    const address = `${this.#mirror}/dists/${this.#suite}/${directory}/${name}`;
     return { digest, file: await this.#cache.blob('sha256', digest, (file) => download(address, file)) };
   }
 

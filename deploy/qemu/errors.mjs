@@ -1,4 +1,4 @@
 import { UserError } from '../../scripts/lib/process.mjs';
 
-/** Something outside the tree is missing that the Xen image needs: an archive, a host tool. The message says what. */
+/** What the Xen image or the backends of tests need is missing outside the tree: an archive, a host tool. It says what. */
 export class XenUnavailable extends UserError {}

@@ -70,8 +70,11 @@ export class PackageIndex {
     return found;
   }
 
-  /** The package and everything it depends on, directly or not; the first alternative that there is. */
-  closure(name) {
+  /**
+   * The package and everything it depends on, directly or not; the first alternative that there is.
+   * @param {string[]} [without] names that are left out, with what only they depend on
+   */
+  closure(name, without = []) {
     const chosen = new Map();
     const pending = [name];
     for (let next = pending.pop(); next !== undefined; next = pending.pop()) {
@@ -79,7 +82,7 @@ export class PackageIndex {
       if (chosen.has(found.name)) continue;
       chosen.set(found.name, found);
       for (const group of [...parseRelation(found.preDepends), ...parseRelation(found.depends)]) {
-        pending.push(this.#choose(group, chosen));
+        if (!group.some((alternative) => without.includes(alternative.name))) pending.push(this.#choose(group, chosen));
       }
     }
     return [...chosen.values()];

@@ -41,11 +41,12 @@ function forwardSignals(child) {
 /**
  * Runs a program in the package root until it has exited and its output has ended.
  * @param {string[]} command program and arguments
- * @param {{onStdout?: (bytes: Buffer) => void, onStderr?: (bytes: Buffer) => void, lock?: number}} [options] the first
- *   two take the output as it comes, without them it goes to our own; the program keeps the descriptor `lock` open
+ * @param {{onStdout?: (bytes: Buffer) => void, onStderr?: (bytes: Buffer) => void, lock?: number,
+ *   env?: Record<string, string>}} [options] the first two take the output as it comes, without them it goes to our own;
+ *   the program keeps the descriptor `lock` open; `env` adds to our environment
  * @returns {Promise<number>} its exit status, 128 + n after a signal
  */
-export function run([program, ...args], { onStdout, onStderr, lock } = {}) {
+export function run([program, ...args], { onStdout, onStderr, lock, env } = {}) {
   return new Promise((resolve, reject) => {
     const reads = onStdout !== undefined;
     const stdio = [
@@ -54,7 +55,7 @@ export function run([program, ...args], { onStdout, onStderr, lock } = {}) {
       onStderr ? 'pipe' : 'inherit',
       ...(lock === undefined ? [] : [lock]),
     ];
-    const child = spawn(program, args, { cwd: root, stdio });
+    const child = spawn(program, args, { cwd: root, stdio, env: { ...process.env, ...env } });
     const release = forwardSignals(child);
     child.stdout?.on('data', onStdout);
     child.stderr?.on('data', onStderr);

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { StringDecoder } from 'node:string_decoder';
 import { XenUnavailable } from '../../deploy/qemu/errors.mjs';
+import { backendEnvironment, isBackendTest } from './backends.mjs';
 import { prepare } from './build.mjs';
 import { endOnSignal, run, secondsSince } from './process.mjs';
 import { judge, parseExpectedSkips } from './tap.mjs';
@@ -29,7 +30,7 @@ export function testCommand(files, options) {
   return [process.execPath, '--test', `--test-concurrency=${concurrency}`, ...options, ...files];
 }
 
-async function runOnTerminal(files, options, output) {
+async function runOnTerminal(files, options, output, env) {
   const directory = mkdtempSync(path.join(tmpdir(), 'vmsg-test-'));
   const tap = path.join(directory, 'tap');
   const reporters = ['spec', 'tap'].flatMap((name, i) => [
@@ -37,7 +38,7 @@ async function runOnTerminal(files, options, output) {
     `--test-reporter-destination=${i === 0 ? 'stdout' : tap}`,
   ]);
   try {
-    const status = await run(testCommand(files, [...reporters, ...options]));
+    const status = await run(testCommand(files, [...reporters, ...options]), { env });
     if (existsSync(tap)) output.tap(readFileSync(tap, 'utf8'));
     return status;
   } finally {
@@ -45,33 +46,41 @@ async function runOnTerminal(files, options, output) {
   }
 }
 
-function runPiped(files, options, output) {
+function runPiped(files, options, output, env) {
   const decoder = new StringDecoder();
   const onStdout = (bytes) => output.tap(decoder.write(bytes));
-  return run(testCommand(files, ['--test-reporter=tap', ...options]), { onStdout });
+  return run(testCommand(files, ['--test-reporter=tap', ...options]), { onStdout, env });
 }
 
-async function runEmbedded(files, options, output) {
+async function runHere(files, options, output, env) {
   const start = performance.now();
   const runTests = output.onTerminal ? runOnTerminal : runPiped;
-  const status = await endOnSignal(() => runTests(files, options, output));
+  const status = await endOnSignal(() => runTests(files, options, output, env));
   output.endRun();
   process.stderr.write(`${files.length} test files took ${secondsSince(start)}\n`);
   return status;
 }
 
-/** Without what it needs, the Xen suite is left out with one line, except where it was asked for or CI runs. */
-async function runXenIfPossible(files, options, output) {
-  try {
-    return await runXenTests(files, options, output);
-  } catch (error) {
-    if (!(error instanceof XenUnavailable)) throw error;
-    const sentence = `The Xen suite was not run: ${error.message}`;
-    process.stderr.write(`${sentence}\n`);
-    if (process.env.CI !== 'true') return 0;
-    output.failure(sentence);
-    return 1;
-  }
+const runEmbedded = (files, options, output) => runHere(files, options, output);
+
+async function runWithBackends(files, options, output) {
+  return await runHere(files, options, output, await backendEnvironment());
+}
+
+/** Without what it needs, a suite is left out with one line, except where it was asked for or CI runs. */
+function ifPossible(name, runSuite) {
+  return async (files, options, output) => {
+    try {
+      return await runSuite(files, options, output);
+    } catch (error) {
+      if (!(error instanceof XenUnavailable)) throw error;
+      const sentence = `${name} was not run: ${error.message}`;
+      process.stderr.write(`${sentence}\n`);
+      if (process.env.CI !== 'true') return 0;
+      output.failure(sentence);
+      return 1;
+    }
+  };
 }
 
 /** Compiled test files that the words select by a part of their path, without `tidy`, which belongs to the check. */
@@ -103,18 +112,19 @@ async function runSelected(args, tiers) {
   return status === 0 && problems.length > 0 ? 1 : status;
 }
 
-const embedded = { owns: (file) => !isXenTest(file), run: runEmbedded };
+const embedded = { owns: (file) => !isXenTest(file) && !isBackendTest(file), run: runEmbedded };
+const backends = { owns: isBackendTest, run: ifPossible('The suite with real backends', runWithBackends) };
+const xen = { owns: isXenTest, run: ifPossible('The Xen suite', runXenTests) };
 
 /**
- * The verb: the embedded suites, then, unless `--fast` is given, those that run inside Xen. Words select test files by
- * a part of their path; what begins with `-` goes to `node --test`. A terminal gets the spec reporter, everything else
- * TAP with one closing summary.
+ * The verb: the embedded suites, those with real vhost-user backends, then, unless `--fast` is given, those that run
+ * inside Xen. Words select test files by a part of their path; what begins with `-` goes to `node --test`. A terminal
+ * gets the spec reporter, everything else TAP with one closing summary.
  */
 export async function test(args) {
-  const xen = { owns: isXenTest, run: runXenIfPossible };
   const isFast = (arg) => arg === '--fast';
   const rest = args.filter((arg) => !isFast(arg));
-  return await runSelected(rest, args.some(isFast) ? [embedded] : [embedded, xen]);
+  return await runSelected(rest, args.some(isFast) ? [embedded, backends] : [embedded, backends, xen]);
 }
 
 /** The verb: only the suites that run inside Xen, with the same arguments. */

@@ -217,6 +217,27 @@ export const limits = {
   grantCacheMaxPages: 4096,
   /** GRANT_RELEASE requests that wait for I/O. */
   grantReleasesWaiting: 64,
+  /** Payload of one vhost-user message; the longest in use is a whole memory table. */
+  vhostUserPayloadMaxBytes: 4096,
+  /** Descriptors of one vhost-user message, as the protocol bounds them. */
+  vhostUserFdsPerMessage: 8,
+  /** Configuration space that one vhost-user message carries. */
+  vhostUserConfigMaxBytes: 256,
+  /** The protocol keeps a queue index in 8 bits. */
+  vhostUserQueuesMax: 256,
+  /** Regions of one vhost-user memory table that is sent as a whole. */
+  vhostUserTableRegions: 8,
+  /** Memory slots used of a back-end that takes regions one by one. */
+  vhostUserMemSlotsMax: 512,
+  /** Requests to one back-end without an answer, or to be served for one front-end. */
+  vhostUserPendingRequests: 256,
+  /** Messages that wait because the peer does not read. */
+  vhostUserSendQueueMessages: 256,
+  /** Messages taken from one vhost-user socket before others get their turn. */
+  vhostUserBatchMessages: 16,
+  vhostUserRequestTimeoutMs: 10_000,
+  /** A back-end that stops a queue may have to wait for its storage first. */
+  vhostUserStopTimeoutMs: 30_000,
   configFileMaxBytes: 4 * 1024 * 1024,
   storeFileMaxBytes: 64 * 1024 * 1024,
 } as const;

@@ -79,14 +79,16 @@ export class Messenger implements Closable {
 
   /**
    * Takes one message of a seqpacket socket, or what a stream socket has.
+   * @param maxBytes 1..maxBytes of the messenger; a stream keeps what is beyond for the next call
    * @returns 'empty': nothing there now; 'closed': the peer has closed, or has sent an empty message, which cannot
    *   be told apart
    * @throws SystemCallError for an error of our own, such as EBADF
    */
-  receive(fd: number): Received | 'empty' | 'closed' {
-    let length = this.#take(fd);
+  receive(fd: number, maxBytes: number = this.#maxBytes): Received | 'empty' | 'closed' {
+    assert(maxBytes >= 1 && maxBytes <= this.#maxBytes, `a read of ${maxBytes} bytes`);
+    let length = this.#take(fd, maxBytes);
     // Told once, by a peer that closed without having read all; what it sent before is still there.
-    if (length < 0 && lastErrno() === errnos.ECONNRESET) length = this.#take(fd);
+    if (length < 0 && lastErrno() === errnos.ECONNRESET) length = this.#take(fd, maxBytes);
     if (length < 0) return receiveFailure(lastErrno());
     const fds = takeFds(this.#view, controlOffset, this.#view.getUint32(messageHeader.controlLength, true));
     const surplus = fds.splice(length === 0 ? 0 : this.#maxFds);
@@ -104,8 +106,8 @@ export class Messenger implements Closable {
     this.#memory.close();
   }
 
-  #take(fd: number): number {
-    this.#prepare(this.#maxBytes, controlMaxBytes);
+  #take(fd: number, maxBytes: number): number {
+    this.#prepare(maxBytes, controlMaxBytes);
     return recvmsg(fd, this.#memory.address, linux.MSG_DONTWAIT | linux.MSG_CMSG_CLOEXEC);
   }
 
