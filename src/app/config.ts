@@ -175,7 +175,7 @@ function withAbsolutePaths(content: unknown, directory: string): unknown {
   }
   if (isObject(content.backends)) {
     const backends = Object.entries(content.backends).map(([key, spec]): [string, unknown] => {
-      const resolved = resolveFields(spec, ['path', 'source']);
+      const resolved = resolveFields(spec, ['path', 'source', 'socket']);
       if (!isObject(resolved) || !Array.isArray(resolved.ports)) return [key, resolved];
       const ports = resolved.ports.map((port: unknown) => resolveFields(port, ['socket', 'pty']));
       return [key, { ...resolved, ports }];

@@ -4,6 +4,7 @@ import { openConsole } from '../bridge/backend/console.ts';
 import { openRng } from '../bridge/backend/rng.ts';
 import { ShmBackend } from '../bridge/backend/shm.ts';
 import { TemplateBackend } from '../bridge/backend/template.ts';
+import { openVhostUser } from '../bridge/backend/vhost-user/open.ts';
 import { DeviceBus } from '../bridge/bus/device-bus.ts';
 import { LoopbackTransport } from '../bridge/bus/loopback/transport.ts';
 import { BusRuntime } from '../bridge/bus/runtime.ts';
@@ -33,10 +34,10 @@ export function laneOptions(
   hypervisor: LaneHypervisor = new XenHypervisor(poller),
 ): LaneCoreOptions {
   const xen = new LaneXen(hypervisor, systemClock);
+  const common = { clock: systemClock, scheduler: systemScheduler };
   return {
     emit,
-    clock: systemClock,
-    scheduler: systemScheduler,
+    ...common,
     xsm: () => xen.xsm(),
     close: () => xen.close(),
     backends: {
@@ -44,11 +45,12 @@ export function laneOptions(
       console: (spec, host) => openConsole(spec, poller, systemClock, host),
       rng: (spec, host) => openRng(spec, systemRandom, host),
       shm: async ({ bytes }) => new ShmBackend(bytes),
+      'vhost-user': (spec, host) => openVhostUser(spec, host, { ...common, poller }),
       template: async ({ greeting }) => new TemplateBackend(greeting),
     },
     makeBus: (spec, emitFromBus) => {
       const { bus, domid, role, maxMessageSizeBytes, recoveryDir } = spec;
-      const parts = { domid, clock: systemClock, scheduler: systemScheduler, random: systemRandom, emit: emitFromBus };
+      const parts = { domid, ...common, random: systemRandom, emit: emitFromBus };
       const dialect = dialectD5;
       const { revision } = dialect.spec;
       const transport =

@@ -24,7 +24,6 @@ export interface DeviceHostOptions {
   readonly clock: Clock;
   readonly recovery: DeviceRecovery | undefined;
   /** How data reaches the backend; `direct` by default. */
-  readonly dataPath?: 'direct' | 'shadow';
   /** Status or reason changed; for the event stream. */
   readonly onStatus: (status: number, reason: string | null) => void;
 }
@@ -41,7 +40,7 @@ interface PendingRequest {
  * connections of the bus; each new one starts with the device in reset, or resumed.
  */
 export class DeviceHost implements ServedDevice, BackendHost {
-  readonly recovery = 'resume';
+  readonly recovery: 'resume' | 'reset';
   readonly dataPath: 'direct' | 'shadow';
   readonly #o: DeviceHostOptions;
   #model: DeviceModel;
@@ -54,6 +53,8 @@ export class DeviceHost implements ServedDevice, BackendHost {
   #current: PendingRequest | undefined;
   #deadline: Timer | undefined;
   #reason: string | null = null;
+  /** Why what serves the device is away. */
+  #away: string | null = null;
   #activated = false;
   /** What the backend asked to keep since the last reset. */
   #kept = new Uint8Array(0);
@@ -64,7 +65,8 @@ export class DeviceHost implements ServedDevice, BackendHost {
 
   constructor(options: DeviceHostOptions) {
     this.#o = options;
-    this.dataPath = options.dataPath ?? 'direct';
+    this.recovery = options.recovery === undefined ? 'reset' : 'resume';
+    this.dataPath = options.backend.shadowReason === undefined ? 'direct' : 'shadow';
     this.#model = options.model;
     this.#state = initialState(options.model, options.backend.description.config);
   }
@@ -78,7 +80,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
   }
 
   get reason(): string | null {
-    return this.#reason;
+    return this.#reason ?? this.#away;
   }
 
   /** Requests completed and bytes moved since the device was attached. */
@@ -176,6 +178,12 @@ export class DeviceHost implements ServedDevice, BackendHost {
     this.#feed({ kind: 'config-changed', offset, data });
   }
 
+  away(reason: string | null): void {
+    if (reason === this.#away) return;
+    this.#away = reason;
+    this.#o.onStatus(this.#state.status, this.reason);
+  }
+
   failed(reason: string): void {
     this.#reason = reason;
     this.#feed({ kind: 'fault' });
@@ -232,7 +240,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
     else this.#o.recovery?.save(state, this.#kept);
     if (state.status === before.status) return;
     if (state.status === 0) this.#reason = null;
-    this.#o.onStatus(state.status, this.#reason);
+    this.#o.onStatus(state.status, this.reason);
   }
 
   #feed(input: DeviceInput): void {
@@ -367,7 +375,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
   #reset(done: () => void): void {
     const stuck = this.#o.clock.after(limits.resetTimeoutMs, () => {
       this.#reason = `the backend did not complete its requests in ${limits.resetTimeoutMs} ms after a reset`;
-      this.#o.onStatus(this.#state.status, this.#reason);
+      this.#o.onStatus(this.#state.status, this.reason);
     });
     this.#stopQueues(() => {
       stuck.cancel();

@@ -236,6 +236,13 @@ export const limits = {
   /** Messages taken from one vhost-user socket before others get their turn. */
   vhostUserBatchMessages: 16,
   vhostUserRequestTimeoutMs: 10_000,
+  /** From the connection until a back-end has told what it serves, and has our memory; less than a lane call may take. */
+  vhostUserOpenTimeoutMs: 8_000,
+  /** A back-end stops its queues and completes what it has taken, or loses its connection. */
+  vhostUserResetTimeoutMs: 8_000,
+  vhostUserDrainMs: 5_000,
+  /** A back-end with requests that completes none for so long is asked whether it is there. */
+  vhostUserWatchdogMs: 15_000,
   /** A back-end that stops a queue may have to wait for its storage first. */
   vhostUserStopTimeoutMs: 30_000,
   configFileMaxBytes: 4 * 1024 * 1024,

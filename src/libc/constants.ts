@@ -44,6 +44,7 @@ export const linux = {
   EFD_CLOEXEC: 0o2000000,
   RWF_NOWAIT: 0x8,
   POLLIN: 0x1,
+  POLLOUT: 0x4,
   POLLERR: 0x8,
   POLLHUP: 0x10,
   POLLRDHUP: 0x2000,

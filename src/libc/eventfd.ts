@@ -33,6 +33,15 @@ export function signalEventfd(fd: number): void {
 }
 
 /**
+ * The same for an eventfd that somebody else holds too. One that cannot be written is signalled. It waits only for who
+ * fills the counter between the two calls and has cleared O_NONBLOCK.
+ * @throws SystemCallError
+ */
+export function signalSharedEventfd(fd: number): void {
+  if (checked(pollNative(new Uint32Array([fd, linux.POLLOUT]), 1, 0), 'poll') > 0) signalEventfd(fd);
+}
+
+/**
  * Sets the counter to 0. Never waits, even when a peer has cleared O_NONBLOCK on the shared file description
  * (RWF_NOWAIT, on eventfds since Linux 5.8). The descriptor must be an eventfd, see `isEventfd`.
  * @returns whether it had been signalled. @throws SystemCallError

@@ -52,6 +52,10 @@ export interface BackendHost {
   configChanged(offset: number, data: Uint8Array): void;
   /** The backend cannot go on: the device gets DEVICE_NEEDS_RESET. */
   failed(reason: string): void;
+  /** What serves the device is away, and requests wait until it is back: why, or null when it is back. */
+  away?(reason: string | null): void;
+  /** What serves the device has gone and does not go on with its work: the device leaves the bus. */
+  gone?(reason: string): void;
 }
 
 /**
@@ -60,6 +64,10 @@ export interface BackendHost {
  */
 export interface Backend {
   readonly description: BackendDescription;
+  /** The data is copied on its way: why. Absent where the backend works on the guest's memory. */
+  readonly shadowReason?: string;
+  /** False: a driver finds the device in reset after a restart of the service. True by default. */
+  readonly resumes?: boolean;
   /** Memory that the device shares with its driver (GET_SHM), as sealed memfds that the backend owns. */
   readonly sharedMemory?: readonly { readonly id: number; readonly fd: number; readonly length: number }[];
   /**

@@ -199,9 +199,14 @@ export class FrontEnd implements Closable {
       ours.close();
       throw this.ended;
     }
-    this.#backEndRequests = new BackEndRequests(ours, this.#protocol, this.#events, (reason) =>
-      this.#violation(reason),
-    );
+    try {
+      this.#backEndRequests = new BackEndRequests(ours, this.#protocol, this.#events, (reason) =>
+        this.#violation(reason),
+      );
+    } catch (error) {
+      ours.close();
+      throw error;
+    }
     await this.#request('SET_BACKEND_REQ_FD', none, { fds: [theirs] });
   }
 

@@ -78,7 +78,8 @@ export const frontEndRequests = {
   GET_PROTOCOL_FEATURES: ask(15, empty, number),
   SET_PROTOCOL_FEATURES: tell(16, number),
   GET_QUEUE_NUM: ask(17, empty, number, { needs: 'MQ' }),
-  SET_VRING_ENABLE: tell(18, vringState),
+  // A kick on a queue that is not enabled yet may be lost.
+  SET_VRING_ENABLE: tell(18, vringState, { awaited: true }),
   SET_BACKEND_REQ_FD: tell(21, empty, { fds: 1, needs: 'BACKEND_REQ' }),
   GET_CONFIG: ask(24, configSpace, configSpace, { needs: 'CONFIG' }),
   SET_CONFIG: tell(25, configSpace, { needs: 'CONFIG', awaited: true }),

@@ -39,7 +39,7 @@ export interface DeviceDescription {
   readonly protocolFeatures: FeatureSet;
   /** Queues that there are; undefined when the back-end cannot tell (no MQ). */
   readonly queues: number | undefined;
-  /** A private copy; undefined when none was wanted or the back-end keeps none (no CONFIG). */
+  /** A private copy; undefined when none was wanted, or the back-end keeps none, or less. */
   readonly config: Uint8Array | undefined;
   /** Regions that there may be at a time. */
   readonly memSlots: number;
@@ -77,9 +77,15 @@ async function countQueues(frontEnd: FrontEnd, wanted: WantedDevice, log: string
 
 async function readConfig(frontEnd: FrontEnd, bytes: number, log: string[]): Promise<Uint8Array | undefined> {
   if (bytes === 0 || !frontEnd.protocolFeatures.has(protocolFeature.CONFIG)) return undefined;
-  const config = await frontEnd.getConfig(0, bytes);
-  log.push(`configuration: ${config.length} bytes`);
-  return config;
+  try {
+    const config = await frontEnd.getConfig(0, bytes);
+    log.push(`configuration: ${config.length} bytes`);
+    return config;
+  } catch (error) {
+    if (!(error instanceof VmsgError) || error.code !== 'backend-refused') throw error;
+    log.push(`configuration: ${error.message}`);
+    return undefined;
+  }
 }
 
 async function countMemSlots(frontEnd: FrontEnd, log: string[]): Promise<number> {

@@ -45,6 +45,9 @@ const deviceFeatures: Readonly<Record<number, BitTable>> = {
   [deviceId.console]: consoleFeature,
 };
 
+/** Bits that belong to the device type (virtio 1.3, 2.2). */
+export const isDeviceBit = (bit: number): boolean => bit < 24 || (bit >= 50 && bit < 128);
+
 /** Number of the u32 block that holds `bit`. */
 const blockOf = (bit: number): number => Math.floor(bit / 32);
 const maskOf = (bit: number): number => (1 << (bit % 32)) >>> 0;

@@ -100,9 +100,9 @@ export class ShadowBench {
     const host: BackendHost = {
       failed: (reason) => this.failures.push(reason),
       configChanged: (offset, data) => this.changes.push({ offset, data }),
+      gone: (reason) => this.gone.push(reason),
     };
-    const onGone = (reason: string): void => void this.gone.push(reason);
-    return openShadow(this.bus, served, { host, clock: this.clock, scheduler: systemScheduler, onGone });
+    return openShadow(this.bus, served, { reason: 'a test', host, clock: this.clock, scheduler: systemScheduler });
   }
 
   /** The driver is ready, with these device bits; waits until the serving side is set up. */

@@ -64,6 +64,9 @@ export class SimService {
         console: async () => {
           throw new VmsgError('backend-unusable', 'no terminals and sockets here');
         },
+        'vhost-user': async () => {
+          throw new VmsgError('backend-unusable', 'no processes here');
+        },
         rng: async (_spec, host) => new RngBackend(this.#entropy(), host),
         shm: async ({ bytes }) => new ShmBackend(bytes),
         template: async ({ greeting }) => new TemplateBackend(greeting),

@@ -368,7 +368,7 @@ describe('blk: resize', () => {
   test('the driver is told with a new generation, and I/O in flight completes', () => {
     const b = new Bench();
     const disk = new MemoryDisk(16384);
-    const host = new LateBackendHost();
+    const host = new LateBackendHost(() => assert.fail('it is gone'));
     const backend = new BlkBackend(disk, '', { clock: b.clock, host });
     b.attach(backend);
     host.bind((backend as unknown as { host: BackendHost }).host);

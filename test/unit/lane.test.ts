@@ -119,7 +119,7 @@ describe('late backend host', () => {
 
   test('passes reports on, and an early failure as soon as the device exists', () => {
     const { log, host } = target();
-    const late = new LateBackendHost();
+    const late = new LateBackendHost(() => assert.fail('it is gone'));
     late.configChanged(0, new Uint8Array(1));
     late.failed('early');
     late.bind(host);

@@ -262,7 +262,7 @@ describe('a serving side on the shadow path', () => {
     used.setUint32(4, 9, true);
     used.setUint16(2, 1, true);
     bench.say({ kind: 'event', name: 'EVENT_USED', body: { index: 0 } });
-    assert.match(bench.failures.splice(0).join(), /the serving side broke queue 0: used-id/);
+    assert.match(bench.failures.splice(0).join(), /device 3 of the serving side: it broke queue 0: used-id/);
     bench.backend.cancel?.(0, false);
     bench.backend.deactivate();
     bench.device.automatic = 1;

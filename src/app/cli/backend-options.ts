@@ -17,6 +17,8 @@ const fieldOptions: Readonly<Record<string, FieldOption>> = {
   source: { field: 'source', kind: 'path' },
   bytes: { field: 'bytes', kind: 'number' },
   greeting: { field: 'greeting', kind: 'text' },
+  // Of a vhost-user back-end, where `device` is a type, not a number.
+  serves: { field: 'device', kind: 'text' },
   bus: { field: 'bus', kind: 'text' },
   device: { field: 'deviceNumber', kind: 'number' },
   'data-path': { field: 'dataPath', kind: 'text' },
@@ -76,6 +78,8 @@ export function whatOf(spec: Resource<'backends'>['spec']): string {
       return spec.greeting ?? '';
     case 'guest':
       return `device ${spec.deviceNumber} of bus ${spec.bus}`;
+    case 'vhost-user':
+      return `${spec.device} at ${spec.socket}`;
     case 'bridge':
       return `device ${spec.deviceNumber} at ${spec.socket}`;
   }

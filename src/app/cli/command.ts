@@ -24,6 +24,8 @@ const help = `vmsg: virtio-msg buses for VMs
                                                   --type guest --bus ID --device N
                                                       [--data-path auto|direct|shadow]
                                                   --type bridge --socket PATH --device N
+                                                  --type vhost-user --socket PATH
+                                                      --serves blk|net|fs|vsock|rng|i2c
   vmsg attach BUS BACKEND [--id ID] [--number N]
   vmsg detach ATTACHMENT
   vmsg attachment ls|show|add|rm [ID]        add: --bus ID --backend ID [--number N]

@@ -14,12 +14,22 @@ export type BackendFactories = { readonly [T in LocalBackendType]: BackendFactor
 
 /** Stands for the device until it exists; a backend may report before its device is attached. */
 export class LateBackendHost implements BackendHost {
+  readonly #onGone: (reason: string) => void;
   #target: BackendHost | undefined;
   #failure: string | undefined;
+  #away: string | null = null;
+  #gone: string | undefined;
+
+  /** @param onGone told after `bind` */
+  constructor(onGone: (reason: string) => void) {
+    this.#onGone = onGone;
+  }
 
   bind(target: BackendHost): void {
     this.#target = target;
     if (this.#failure !== undefined) target.failed(this.#failure);
+    if (this.#away !== null) target.away?.(this.#away);
+    if (this.#gone !== undefined) this.#onGone(this.#gone);
   }
 
   configChanged(offset: number, data: Uint8Array): void {
@@ -29,5 +39,15 @@ export class LateBackendHost implements BackendHost {
   failed(reason: string): void {
     if (this.#target === undefined) this.#failure = reason;
     else this.#target.failed(reason);
+  }
+
+  away(reason: string | null): void {
+    this.#away = reason;
+    this.#target?.away?.(reason);
+  }
+
+  gone(reason: string): void {
+    this.#gone = reason;
+    if (this.#target !== undefined) this.#onGone(reason);
   }
 }

@@ -14,20 +14,20 @@ export interface LocalDeviceOptions {
   readonly maxMessageSize: number;
   readonly scheduler: Scheduler;
   readonly clock: Clock;
-  readonly dataPath?: 'direct' | 'shadow';
   readonly onStatus: (status: number) => void;
 }
 
-/** A device whose backend runs in this lane, with its recovery memory. */
+/** A device whose backend runs in this lane, with its recovery memory where it can go on after a restart. */
 export function openLocalDevice(options: LocalDeviceOptions): { host: DeviceHost; close: () => Promise<void> } {
-  const { backend, identity, memory, scheduler, clock, onStatus, dataPath = 'direct' } = options;
+  const { backend, identity, memory, scheduler, clock, onStatus } = options;
   const queues = backend.description.queueSizes.length;
-  const recovery = new DeviceRecovery(memory(recoveryBytes(queues)), identity, queues);
+  const recovery =
+    backend.resumes === false ? undefined : new DeviceRecovery(memory(recoveryBytes(queues)), identity, queues);
   const model = deviceModel(backend.description, options.maxMessageSize);
-  const host = new DeviceHost({ model, backend, scheduler, clock, recovery, dataPath, onStatus });
+  const host = new DeviceHost({ model, backend, scheduler, clock, recovery, onStatus });
   const close = async (): Promise<void> => {
     await backend.close();
-    recovery.close();
+    recovery?.close();
   };
   return { host, close };
 }

@@ -45,6 +45,8 @@ interface Attached {
   readonly attachment: string;
   readonly deviceNumber: number;
   readonly device: ServedDevice;
+  /** As it was told last. */
+  status: number;
   /** Name of its record in the recovery store, where it has one. */
   readonly record: string | undefined;
   /** Why its data is copied, else null. */
@@ -85,18 +87,13 @@ export class BusRuntime implements BusTransportHandler {
 
   /**
    * Attaches a device that a backend in this lane serves.
-   * @param shadowReason where the backend copies for a device served elsewhere: why
    * @throws VmsgError device-number-taken, limit-reached
    */
-  attach(
-    spec: LaneAttachSpec,
-    backend: Backend,
-    bind: (host: DeviceHost) => void,
-    shadowReason: string | null = null,
-  ): AttachedDevice {
+  attach(spec: LaneAttachSpec, backend: Backend, bind: (host: DeviceHost) => void): AttachedDevice {
+    const { shadowReason } = backend;
     const identity = identityOf(spec);
     const deviceNumber = this.#chooseNumber(spec, identity);
-    const record = recordName(deviceNumber, identity, shadowReason !== null);
+    const record = recordName(deviceNumber, identity, shadowReason !== undefined);
     const { scheduler, clock, store, maxMessageSize } = this.#o;
     const local = openLocalDevice({
       backend,
@@ -105,14 +102,17 @@ export class BusRuntime implements BusTransportHandler {
       maxMessageSize,
       scheduler,
       clock,
-      dataPath: shadowReason === null ? 'direct' : 'shadow',
       onStatus: (status) => this.#onStatus(entry, status),
     });
     const { host: device, close } = local;
     const { attachment } = spec;
-    const entry: Attached = { attachment, deviceNumber, device, record, dataPathReason: shadowReason, close };
+    const dataPathReason = shadowReason ?? null;
+    const entry: Attached = { attachment, deviceNumber, device, status: 0, record, dataPathReason, close };
     this.#add(entry);
     bind(device);
+    // What serves it may have gone since it was opened.
+    if (this.#attached.get(attachment) !== entry)
+      throw new VmsgError('unavailable', `the backend of ${attachment} has gone`);
     return this.#announce(entry);
   }
 
@@ -133,7 +133,7 @@ export class BusRuntime implements BusTransportHandler {
       if (this.#closed) throw new VmsgError('unavailable', `bus ${bus} was closed`);
       const deviceNumber = this.#chooseNumber(spec, identityOf(spec));
       const { attachment } = spec;
-      entry = { attachment, deviceNumber, device, record: undefined, dataPathReason: null, close };
+      entry = { attachment, deviceNumber, device, status: 0, record: undefined, dataPathReason: null, close };
       const { domid: peerDomid } = remote.peer;
       if (peerDomid !== undefined) transport.publishDevice?.(deviceNumber, { peerDomid, dataPath: 'direct' });
       this.#add(entry);
@@ -313,7 +313,8 @@ export class BusRuntime implements BusTransportHandler {
   }
 
   #onStatus(entry: Attached, status: number): void {
-    if (status === 0) this.#session?.deviceReset(entry.deviceNumber);
+    if (status === 0 && entry.status !== 0) this.#session?.deviceReset(entry.deviceNumber);
+    entry.status = status;
     if (this.#closed) return;
     this.#statusChanged.add(entry);
     // A guest can change its status as fast as it writes; watchers get the latest, at a bounded rate.

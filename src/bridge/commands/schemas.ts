@@ -1,5 +1,6 @@
 import Type, { type Static } from 'typebox';
 import { limits } from '../../kit/limits.ts';
+import { vhostUserDevices } from '../backend/vhost-user/shapes.ts';
 import { busState, count, counters, ids, orNull, peer, reason, strict, u64, words } from './fields.ts';
 
 /** A type with every level read-only: what leaves the service is not changed by those who get it. */
@@ -234,8 +235,22 @@ const bridgeBackendSpec = Type.Object(
   { ...strict, title: 'BridgeBackendSpec' },
 );
 
+const vhostUserBackendSpec = Type.Object(
+  {
+    type: Type.Literal('vhost-user', {
+      description: 'A device that a vhost-user back-end serves, a process of its own.',
+    }),
+    device: Type.Enum([...vhostUserDevices], {
+      description: 'What the back-end serves; the protocol does not tell.',
+    }),
+    socket: Type.String({ ...absolutePath, description: 'Socket that the back-end listens on, an absolute path.' }),
+  },
+  { ...strict, title: 'VhostUserBackendSpec' },
+);
+
 const backendSpec = Type.Union(
   [
+    vhostUserBackendSpec,
     guestBackendSpec,
     bridgeBackendSpec,
     blkBackendSpec,

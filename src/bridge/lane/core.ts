@@ -150,22 +150,18 @@ export class LaneCore {
     if (path.dataPath === 'relayed') {
       return await bus.attachRemote(spec, this.#servingBus(backend.bus), backend.deviceNumber);
     }
-    const attached = await this.#attachShadow(bus, spec, backend, path.reason);
-    this.#endHold(open, bus);
-    return attached;
+    return await this.#attachShadow(spec, backend, path.reason);
   }
 
   async #attachShadow(
-    bus: BusRuntime,
     spec: LaneAttachSpec,
     { bus: servingBus, deviceNumber }: ServedSpec,
     reason: string,
   ): Promise<AttachedDevice> {
     const { clock, scheduler } = this.#o;
-    const host = new LateBackendHost();
-    const onGone = (why: string): void => bus.lost(spec.attachment, why);
-    const backend = await openShadow(this.#servingBus(servingBus), deviceNumber, { host, clock, scheduler, onGone });
-    return await this.#enter(spec, backend, host, reason);
+    const host = this.#hostFor(spec);
+    const backend = await openShadow(this.#servingBus(servingBus), deviceNumber, { reason, host, clock, scheduler });
+    return await this.#enter(spec, backend, host);
   }
 
   #servingBus(bus: string): RemoteBus {
@@ -188,21 +184,26 @@ export class LaneCore {
     spec: LaneAttachSpec,
     backendSpec: Extract<LaneBackendSpec, { type: LocalBackendType }>,
   ): Promise<AttachedDevice> {
-    const host = new LateBackendHost();
+    const host = this.#hostFor(spec);
     const open = this.#o.backends[backendSpec.type] as BackendFactory;
     const backend: Backend = await open(backendSpec as never, host);
-    return await this.#enter(spec, backend, host, null);
+    return await this.#enter(spec, backend, host);
   }
 
-  async #enter(
-    spec: LaneAttachSpec,
-    backend: Backend,
-    host: LateBackendHost,
-    shadowReason: string | null,
-  ): Promise<AttachedDevice> {
+  #hostFor({ bus, attachment }: LaneAttachSpec): LateBackendHost {
+    return new LateBackendHost((why) => {
+      const runtime = this.#buses.get(bus)?.runtime;
+      if (runtime instanceof BusRuntime) runtime.lost(attachment, why);
+    });
+  }
+
+  async #enter(spec: LaneAttachSpec, backend: Backend, host: LateBackendHost): Promise<AttachedDevice> {
     try {
       // The bus may have gone while the backend was opened.
-      return this.#driverBus(spec.bus).attach(spec, backend, (device) => host.bind(device), shadowReason);
+      const bus = this.#driverBus(spec.bus);
+      const attached = bus.attach(spec, backend, (device) => host.bind(device));
+      this.#endHold(this.#bus(spec.bus), bus);
+      return attached;
     } catch (error) {
       await backend.close();
       throw error;

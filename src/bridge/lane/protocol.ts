@@ -3,6 +3,7 @@ import type { ChannelCounters, ChannelSnapshot } from '../../device/channel.ts';
 import type { FlightRecord } from '../../device/flight-recorder.ts';
 import type { ErrorData } from '../../kit/errors.ts';
 import type { GrantSnapshot, GuestIdentity } from '../../ports/bus.ts';
+import type { VhostUserDevice } from '../backend/vhost-user/shapes.ts';
 
 /**
  * What crosses between the service and a lane: structured-cloneable values only, because a lane may run
@@ -69,6 +70,8 @@ export type LaneBackendSpec =
        */
       readonly dataPath?: 'auto' | 'direct' | 'shadow';
     }
+  /** A device of a process that listens on a socket. */
+  | { readonly type: 'vhost-user'; readonly device: VhostUserDevice; readonly socket: string }
   /** A device of another bridge's bus. */
   | { readonly type: 'bridge'; readonly socket: string; readonly deviceNumber: number }
   | { readonly type: 'shm'; readonly bytes: number }

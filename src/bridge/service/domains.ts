@@ -1,11 +1,11 @@
 import type { Clock, Timer } from '../../kit/clock.ts';
 import { toErrorData, VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
+import { retryDelayMs } from '../../kit/retry.ts';
 import type { Closable } from '../../kit/scope.ts';
 import type { EventHub } from './event-hub.ts';
 import type { Entry, Inventory } from './inventory.ts';
 import type { ServiceLog } from './log.ts';
-import { retryDelayMs } from './retry.ts';
 import { xenIdentity } from './rules.ts';
 
 /** A Xen domain that was introduced and not yet released. */

@@ -108,6 +108,7 @@ export function laneBackendSpec({ id, spec }: Entry<'backends'>): LaneBackendSpe
       return { type: 'template', greeting: spec.greeting ?? 'Hello' };
     case 'guest':
     case 'bridge':
+    case 'vhost-user':
       return spec;
     case 'blk': {
       const { path: file, readOnly = false, serial = id.slice(0, serialMaxChars), queues } = spec;

@@ -1,6 +1,7 @@
 import type { Clock } from '../../kit/clock.ts';
 import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
+import { retryDelayMs } from '../../kit/retry.ts';
 import type { Kind, Kinds } from '../commands.ts';
 import type { LaneBusSpec } from '../lane/protocol.ts';
 import { AwaitedError } from './domains.ts';
@@ -10,8 +11,7 @@ import type { LaneLink } from './lane-link.ts';
 import { laneBackendSpec } from './lane-specs.ts';
 import type { LockRequest, ObjectLocks } from './locks.ts';
 import type { ServiceLog } from './log.ts';
-import { retryDelayMs } from './retry.ts';
-import { checkAttachment, checkBus, checkReferences, nameOf } from './rules.ts';
+import { checkAttachment, checkBus, checkReferences, isServedElsewhere, nameOf } from './rules.ts';
 
 export interface ReconcilerParts {
   readonly inventory: Inventory;
@@ -34,6 +34,8 @@ export function locksFor(kind: Kind, id: string, spec?: Kinds[Kind]['spec']): Lo
 }
 
 const hasCode = (error: unknown, code: string): boolean => error instanceof VmsgError && error.code === code;
+/** Who would serve the device is not there now, or has just gone. */
+const isAbsence = (error: unknown): boolean => hasCode(error, 'unavailable') || hasCode(error, 'backend-lost');
 
 /** Brings buses and attachments into the lane and out of it, and tries again what could not enter. */
 export class Reconciler {
@@ -256,9 +258,8 @@ export class Reconciler {
     } catch (error) {
       const backend =
         entry.kind === 'attachments' ? this.#parts.inventory.get('backends', entry.spec.backend) : undefined;
-      const servedElsewhere = backend?.spec.type === 'guest' || backend?.spec.type === 'bridge';
       const waits = error instanceof AwaitedError;
-      if (!waits && !(servedElsewhere && hasCode(error, 'unavailable'))) throw error;
+      if (!waits && !(isServedElsewhere(backend?.spec.type) && isAbsence(error))) throw error;
       Object.assign(entry.lane, { reason: (error as Error).message, waits });
     }
   }

@@ -189,11 +189,14 @@ export function checkAttachment(inventory: Inventory, id: string, spec: Attachme
   }
 }
 
-const exclusive: ReadonlySet<BackendSpec['type']> = new Set(['console', 'guest', 'bridge']);
+const elsewhere: ReadonlySet<string | undefined> = new Set(['guest', 'bridge', 'vhost-user']);
+
+/** Whether a device is served by somebody who may come and go. @param type of a backend */
+export const isServedElsewhere = (type: BackendSpec['type'] | undefined): boolean => elsewhere.has(type);
 
 /** A writable disk and what is one device belong to one; of other kinds each attachment gets a device of its own. */
 const isShareable = (spec: BackendSpec): boolean =>
-  spec.type === 'blk' ? spec.readOnly === true : !exclusive.has(spec.type);
+  spec.type === 'blk' ? spec.readOnly === true : spec.type !== 'console' && !isServedElsewhere(spec.type);
 
 /**
  * Whether a put changes an object. Absent fields count as their defaults.

@@ -1,10 +1,20 @@
 import { type ChannelCounters, newCounters } from '../../device/channel.ts';
 import { deviceName } from '../../virtio/device-ids.ts';
 import { describeStatus, status as statusBits } from '../../virtio/status.ts';
-import type { AttachmentStatus, BackendStatus, BusStatus, DomainStatus, Kind, Resource } from '../commands.ts';
+import { shapeOf } from '../backend/vhost-user/shapes.ts';
+import type {
+  AttachmentStatus,
+  BackendSpec,
+  BackendStatus,
+  BusStatus,
+  DomainStatus,
+  Kind,
+  Resource,
+} from '../commands.ts';
 import type { BusSnapshot, DeviceSnapshot, LaneSnapshot } from '../lane/protocol.ts';
 import type { DomainPresence } from './domains.ts';
 import { type Entry, type Inventory, stateOutside } from './inventory.ts';
+import { isServedElsewhere } from './rules.ts';
 
 /** What a status is made from. */
 export interface StatusSources {
@@ -73,7 +83,20 @@ function stuckShares({ id }: Entry<'domains'>, { inventory, snapshot }: StatusSo
 }
 
 function backendStatus({ id, spec }: Entry<'backends'>, { inventory }: StatusSources): BackendStatus {
-  return { deviceType: spec.type, attachments: visibleIds(inventory.users('backends', id)) };
+  return { deviceType: deviceTypeOf(spec), attachments: visibleIds(inventory.users('backends', id)) };
+}
+
+const deviceTypeOf = (spec: BackendSpec): string => (spec.type === 'vhost-user' ? spec.device : spec.type);
+
+/** What an attachment has to say before its device is there. */
+function expected(spec: BackendSpec | undefined): Pick<AttachmentStatus, 'deviceType' | 'recovery' | 'dataPath'> {
+  const deviceType = spec === undefined ? 'unknown' : deviceTypeOf(spec);
+  if (spec?.type === 'vhost-user') {
+    return { deviceType, recovery: shapeOf(spec.device).stateless ? 'resume' : 'reset', dataPath: 'shadow' };
+  }
+  return isServedElsewhere(spec?.type)
+    ? { deviceType, recovery: 'reset', dataPath: 'relayed' }
+    : { deviceType, recovery: 'resume', dataPath: 'direct' };
 }
 
 export const busIn = (snapshot: LaneSnapshot | null, id: string): BusSnapshot | undefined =>
@@ -109,15 +132,14 @@ export function busState(
 function attachmentStatus(entry: Entry<'attachments'>, sources: StatusSources): AttachmentStatus {
   const bus = busIn(sources.snapshot, entry.spec.bus);
   const device = bus?.devices.find(({ attachment }) => attachment === entry.id);
-  const backendType = sources.inventory.get('backends', entry.spec.backend)?.spec.type;
-  const servedElsewhere = backendType === 'guest' || backendType === 'bridge';
+  const before = expected(sources.inventory.get('backends', entry.spec.backend)?.spec);
   return {
     ...attachmentState(entry, device, sources.laneFailure),
     deviceNumber: entry.lane.deviceNumber,
-    deviceType: device === undefined ? (backendType ?? 'unknown') : deviceName(device.deviceType),
+    deviceType: device === undefined ? before.deviceType : deviceName(device.deviceType),
     deviceStatus: statusNames(device?.status ?? 0),
-    recovery: device?.recovery ?? (servedElsewhere ? 'reset' : 'resume'),
-    dataPath: device?.dataPath ?? (servedElsewhere ? 'relayed' : 'direct'),
+    recovery: device?.recovery ?? before.recovery,
+    dataPath: device?.dataPath ?? before.dataPath,
     dataPathReason: device?.dataPathReason ?? null,
     epoch: hex(bus?.epoch ?? 0n),
     queues: device?.queues ?? [],

@@ -4,30 +4,31 @@ import { limits } from '../../kit/limits.ts';
 import type { Scheduler } from '../../kit/scheduler.ts';
 import { errnoName } from '../../libc/errno.ts';
 import type { Backend, BackendHost } from '../../ports/backend.ts';
-import type { TransportEvent } from '../../virtio-msg/transport-messages.ts';
+import { configBytesPerMessage, type TransportEvent } from '../../virtio-msg/transport-messages.ts';
 import type { RemoteEvents } from '../remote/peer.ts';
 import { checkFree, type RemoteBus } from '../remote/remote-bus.ts';
 import type { BounceMemory } from './bounce-memory.ts';
-import { RemoteControl, type RemoteDescription } from './remote-control.ts';
+import type { ShadowDescription } from './control.ts';
+import { RemoteControl } from './remote-control.ts';
 import { ShadowBackend } from './shadow-backend.ts';
-import { bounceArea, ShadowMemory } from './shadow-memory.ts';
+import { bounceArea } from './shadow-memory.ts';
 
 export interface ShadowOptions {
+  /** Why data is copied. */
+  readonly reason: string;
   readonly host: BackendHost;
   readonly clock: Clock;
   readonly scheduler: Scheduler;
-  /** The device, or the side that serves it, is gone. */
-  readonly onGone: (reason: string) => void;
 }
 
 /** Events of the serving side from the moment that the device is ours. */
 class Inbox implements RemoteEvents {
   backend: ShadowBackend | undefined;
   gone: string | undefined;
-  readonly #onGone: (reason: string) => void;
+  readonly #host: BackendHost;
 
-  constructor(onGone: (reason: string) => void) {
-    this.#onGone = onGone;
+  constructor(host: BackendHost) {
+    this.#host = host;
   }
 
   onEvent(event: TransportEvent): void {
@@ -36,7 +37,7 @@ class Inbox implements RemoteEvents {
 
   onGone(reason: string): void {
     this.gone = reason;
-    if (this.backend !== undefined) this.#onGone(reason);
+    if (this.backend !== undefined) this.#host.gone?.(reason);
   }
 }
 
@@ -50,7 +51,7 @@ export async function openShadow(bus: RemoteBus, number: number, options: Shadow
   const { bounce } = bus.peer;
   if (bounce === undefined) throw new VmsgError('backend-unusable', 'this bus has no memory for the shadow path');
   const memory = bounce(limits.shadowMemoryBytes);
-  const inbox = new Inbox(options.onGone);
+  const inbox = new Inbox(options.host);
   bus.claim(number, inbox);
   const peer = bus.nextPeer();
   const close = async (): Promise<void> => {
@@ -60,20 +61,19 @@ export async function openShadow(bus: RemoteBus, number: number, options: Shadow
     bus.release(number, inbox);
   };
   try {
-    const { clock, scheduler, host } = options;
+    const { reason, clock, scheduler, host } = options;
     const control = new RemoteControl(bus, number, clock);
     const remote = await introduce(bus, number, peer, memory, control);
-    const space = new ShadowMemory(memory.bytes, remote.queueSizes);
-    const { maxMessageSize } = bus.peer;
+    const configWriteMaxBytes = configBytesPerMessage(bus.peer.maxMessageSize);
     const backend = new ShadowBackend({
-      number,
+      shadowReason: reason,
+      name: `device ${number} of the serving side`,
       remote,
       control,
-      memory: space,
       host,
       clock,
       scheduler,
-      maxMessageSize,
+      configWriteMaxBytes,
       close,
     });
     if (inbox.gone !== undefined) throw new VmsgError('unavailable', inbox.gone);
@@ -91,7 +91,7 @@ async function introduce(
   peer: number,
   memory: BounceMemory,
   control: RemoteControl,
-): Promise<RemoteDescription> {
+): Promise<ShadowDescription> {
   const named = memory.name(bus.peer.giveDescriptor);
   const mustNot = (what: string, result: number): void => {
     if (result !== 0) throw new VmsgError('unavailable', `the serving side answered ${what} with ${errnoName(result)}`);
@@ -102,5 +102,5 @@ async function introduce(
   memory.named();
   mustNot('DEVICE_BIND', await bus.bind(number, peer));
   await control.reset();
-  return await control.describe();
+  return await control.describe(memory.bytes);
 }

@@ -2,10 +2,11 @@ import { ConfigSpace } from '../../guest/config-space.ts';
 import { type DeviceInfo, deviceInfo } from '../../guest/device-info.ts';
 import { offeredFeatures, writeFeatures } from '../../guest/feature-blocks.ts';
 import type { DeviceRequests } from '../../guest/requests.ts';
+import { assert } from '../../kit/assert.ts';
 import type { Clock } from '../../kit/clock.ts';
 import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
-import { FeatureSet, feature } from '../../virtio/features.ts';
+import { FeatureSet, feature, isDeviceBit } from '../../virtio/features.ts';
 import type { RingAddresses } from '../../virtio/queue.ts';
 import { describeStatus, status } from '../../virtio/status.ts';
 import {
@@ -16,30 +17,27 @@ import {
 } from '../../virtio-msg/transport-messages.ts';
 import type { RemoteResult } from '../remote/peer.ts';
 import type { RemoteBus } from '../remote/remote-bus.ts';
+import type { ShadowControl, ShadowDescription } from './control.ts';
+import { ShadowMemory } from './shadow-memory.ts';
 
 const resetPollMs = 20;
 const required = FeatureSet.of(feature.VERSION_1, feature.ACCESS_PLATFORM);
 /** What the rings towards the serving side use when they may. */
 const wantedOfRings = FeatureSet.of(feature.INDIRECT_DESC, feature.EVENT_IDX, feature.RING_RESET);
-/** Bits that belong to the device type (virtio 1.3, 2.2). */
-const isDeviceBit = (bit: number): boolean => bit < 24 || (bit >= 50 && bit < 128);
 
-/** What a device of a serving side says of itself. */
-export interface RemoteDescription {
+interface Offer {
   readonly info: DeviceInfo;
-  readonly uuid: Uint8Array;
-  readonly offered: FeatureSet;
-  readonly deviceBits: readonly number[];
-  readonly config: Uint8Array;
-  readonly queueSizes: readonly number[];
+  readonly features: FeatureSet;
 }
 
-/** The driver's side of the control path to one device of a serving side. Every wait is bounded; failures are VmsgErrors. */
-export class RemoteControl {
+/** The control path to one device of a serving side. Every wait is bounded. */
+export class RemoteControl implements ShadowControl {
   readonly #bus: RemoteBus;
   readonly #number: number;
   readonly #clock: Clock;
   readonly #requests: DeviceRequests;
+  #offer: Offer | undefined;
+  #memory: ShadowMemory | undefined;
 
   constructor(bus: RemoteBus, number: number, clock: Clock) {
     this.#bus = bus;
@@ -49,6 +47,11 @@ export class RemoteControl {
       terms: { maxMessageSize: bus.peer.maxMessageSize, transportFeatures: 0 },
       request: (_device, name, body) => this.#ask({ kind: 'request', name, body } as TransportRequest) as never,
     };
+  }
+
+  get memory(): ShadowMemory {
+    assert(this.#memory !== undefined, 'the device was described');
+    return this.#memory;
   }
 
   async #ask(request: TransportRequest): Promise<TransportResponse['body']> {
@@ -63,8 +66,8 @@ export class RemoteControl {
     return new VmsgError('protocol-violation', `device ${this.#number} of the serving side ${what}`);
   }
 
-  /** Reads everything that a driver can read. The device is in reset. */
-  async describe(): Promise<RemoteDescription> {
+  /** Reads everything that a driver can read, and divides memory for it. The device is in reset. */
+  async describe(bytes: Uint8Array<ArrayBuffer>): Promise<ShadowDescription> {
     const info = await deviceInfo(this.#requests, this.#number);
     if (info.maxVirtqueues < 1 || info.maxVirtqueues > limits.queuesPerDevice)
       throw this.#error(`has ${info.maxVirtqueues} queues, 1 to ${limits.queuesPerDevice} are possible`);
@@ -72,14 +75,18 @@ export class RemoteControl {
       throw this.#error(
         `has ${info.configSize} bytes of configuration, at most ${limits.shadowConfigMaxBytes} are possible`,
       );
-    const offered = await offeredFeatures(this.#requests, info);
-    if (!required.isSubsetOf(offered))
-      throw this.#error(`does not offer ${required.minus(offered).names().join(', ')}`);
+    const features = await offeredFeatures(this.#requests, info);
+    if (!required.isSubsetOf(features))
+      throw this.#error(`does not offer ${required.minus(features).names().join(', ')}`);
     const queueSizes: number[] = [];
     for (let index = 0; index < info.maxVirtqueues; index++) queueSizes.push(await this.#queueSize(index));
     const config = await this.config(info.configSize).read(0, info.configSize);
-    const deviceBits = offered.bits().filter(isDeviceBit);
-    return { info, uuid: uuidBytes(info.uuid), offered, deviceBits, config, queueSizes };
+    this.#offer = { info, features };
+    this.#memory = new ShadowMemory(bytes, queueSizes);
+    const { type, vendorId } = info;
+    const deviceBits = features.bits().filter(isDeviceBit);
+    const queueReset = features.has(feature.RING_RESET);
+    return { type, vendorId, uuid: uuidBytes(info.uuid), deviceBits, config, queueSizes, queueReset };
   }
 
   config(bytes: number): ConfigSpace {
@@ -121,11 +128,13 @@ export class RemoteControl {
     throw this.#error(`has status ${describeStatus(now)} after ${describeStatus(value)} was written`);
   }
 
-  /** After a reset: agrees on features. @param has what our driver has agreed on. @returns all that are in use */
-  async agree({ info, offered, deviceBits }: RemoteDescription, has: (bit: number) => boolean): Promise<FeatureSet> {
+  async agree(has: (bit: number) => boolean): Promise<FeatureSet> {
+    assert(this.#offer !== undefined, 'the device was described');
+    const { info, features } = this.#offer;
     await this.#reach(status.ACKNOWLEDGE);
     await this.#reach(status.ACKNOWLEDGE | status.DRIVER);
-    const chosen = required.or(offered.and(wantedOfRings)).with(...deviceBits.filter(has));
+    const deviceBits = features.bits().filter((bit) => isDeviceBit(bit) && has(bit));
+    const chosen = required.or(features.and(wantedOfRings)).with(...deviceBits);
     await writeFeatures(this.#requests, info, chosen);
     await this.#reach(status.ACKNOWLEDGE | status.DRIVER | status.FEATURES_OK);
     return chosen;
@@ -139,13 +148,11 @@ export class RemoteControl {
     if (now.size !== size || (now.flags & vqueueEnabled) === 0) throw this.#error(`did not take queue ${index} over`);
   }
 
-  /** From then on the device does not touch this queue, as it says. */
   async resetQueue(index: number): Promise<void> {
     await this.#requests.request(this.#number, 'RESET_VQUEUE', { index });
     if ((await this.#queue(index)).flags & vqueueEnabled) throw this.#error(`did not reset queue ${index}`);
   }
 
-  /** After `agree` and every `enableQueue`. */
   async start(): Promise<void> {
     await this.#reach(status.ACKNOWLEDGE | status.DRIVER | status.FEATURES_OK | status.DRIVER_OK);
   }

@@ -6,23 +6,25 @@ import type { Backend, BackendDescription, BackendHost, BackendRequest } from '.
 import { FeatureSet, feature } from '../../virtio/features.ts';
 import type { DriverQueue } from '../../virtio/queue.ts';
 import { status } from '../../virtio/status.ts';
-import { configBytesPerMessage, type TransportEvent } from '../../virtio-msg/transport-messages.ts';
-import type { RemoteControl, RemoteDescription } from './remote-control.ts';
-import type { ShadowMemory } from './shadow-memory.ts';
+import type { TransportEvent } from '../../virtio-msg/transport-messages.ts';
+import type { ShadowControl, ShadowDescription } from './control.ts';
 import { bounceBytes, ShadowQueue } from './shadow-queue.ts';
 import { ShadowRing } from './shadow-ring.ts';
 
 export interface ShadowParts {
-  /** Device number on the serving side, for people. */
-  readonly number: number;
-  readonly remote: RemoteDescription;
-  readonly control: RemoteControl;
-  readonly memory: ShadowMemory;
+  /** The device behind the path, for people. */
+  readonly name: string;
+  /** Why its data is copied. */
+  readonly shadowReason: string;
+  readonly resumes?: boolean;
+  readonly remote: ShadowDescription;
+  readonly control: ShadowControl;
   readonly host: BackendHost;
   readonly clock: Clock;
   readonly scheduler: Scheduler;
-  readonly maxMessageSize: number;
-  /** Gives the device of the serving side up. */
+  /** Largest configuration write that the device takes, bytes. */
+  readonly configWriteMaxBytes: number;
+  /** Gives the device up. */
   readonly close: () => Promise<void>;
 }
 
@@ -41,6 +43,8 @@ interface Activation {
  */
 export class ShadowBackend implements Backend {
   readonly description: BackendDescription;
+  readonly shadowReason: string;
+  readonly resumes: boolean;
   readonly #o: ShadowParts;
   readonly #queues: readonly ShadowQueue[];
   readonly #config: Uint8Array;
@@ -49,26 +53,33 @@ export class ShadowBackend implements Backend {
   #settled: Activation | undefined;
   /** Queues that our driver has reset while the serving side has requests of them. */
   readonly #stopping = new Set<ShadowQueue>();
+  /** The device forgot what it was set up for, and what it was asked. */
+  #forgotten = false;
   #settling = false;
   #pumpPlanned = false;
   #drain: Timer | undefined;
   #configTimer: Timer | undefined;
+  /** What our driver has written to the configuration since the device was set up. */
+  #written: { readonly offset: number; readonly data: Uint8Array }[] = [];
   #closed = false;
 
   constructor(parts: ShadowParts) {
     this.#o = parts;
-    const { info, uuid, offered, deviceBits, config, queueSizes } = parts.remote;
+    this.shadowReason = parts.shadowReason;
+    this.resumes = parts.resumes ?? true;
+    const { type, vendorId, uuid, deviceBits, config, driverConfig, queueSizes, queueReset } = parts.remote;
     this.#config = config.slice();
     this.#queues = queueSizes.map((_, index) => new ShadowQueue(index, () => this.#planPump()));
     this.description = {
-      deviceType: info.type,
-      vendorId: info.vendorId,
+      deviceType: type,
+      vendorId,
       uuid,
       featureBits: deviceBits,
       queueSizes,
       config: config.slice(),
+      ...(driverConfig === undefined ? {} : { driverConfig }),
       maxInFlight: limits.shadowInFlightRequests,
-      queueReset: offered.has(feature.RING_RESET),
+      queueReset,
     };
   }
 
@@ -80,6 +91,7 @@ export class ShadowBackend implements Backend {
   deactivate(): void {
     this.#stopDrain();
     this.#wanted = undefined;
+    this.#written = [];
     for (const queue of this.#queues) queue.hold();
     this.#settle();
   }
@@ -87,7 +99,7 @@ export class ShadowBackend implements Backend {
   handle(request: BackendRequest): void {
     const queue = this.#queues[request.queue]!;
     queue.add(request);
-    const { largest } = this.#o.memory.space;
+    const { largest } = this.#o.control.memory.space;
     const bytes = bounceBytes(request);
     if (bytes > largest) {
       this.#fail(
@@ -114,8 +126,9 @@ export class ShadowBackend implements Backend {
 
   /** The service ends: the serving side gives back what it has not completed. */
   #endDrain(): void {
-    this.#drain = undefined;
+    this.#stopDrain();
     this.#wanted = undefined;
+    for (const queue of this.#queues) queue.releaseWaiting();
     this.#settle();
   }
 
@@ -132,51 +145,61 @@ export class ShadowBackend implements Backend {
   }
 
   async #bringTogether(): Promise<void> {
-    while (!this.#closed && (this.#wanted !== this.#settled || this.#stopping.size > 0)) {
+    while (!this.#closed && (this.#isNew || this.#stopping.size > 0)) {
       const wanted = this.#wanted;
       try {
-        if (wanted !== this.#settled) await this.#setUp(wanted);
+        if (this.#isNew) await this.#setUp(wanted);
         else await this.#resetQueues(wanted);
       } catch (error) {
         if (!(error instanceof VmsgError)) throw error;
-        this.#couldNot(wanted, error);
+        if (!this.#forgotten) this.#couldNot(wanted, error);
       }
       this.#settled = wanted;
     }
     this.#settling = false;
   }
 
+  get #isNew(): boolean {
+    return this.#wanted !== this.#settled || this.#forgotten;
+  }
+
   /** The reset comes first: until then the serving side may use what it was given. */
   async #setUp(wanted: Activation | undefined): Promise<void> {
-    const { control, memory, remote } = this.#o;
+    const { control } = this.#o;
     await control.reset();
     if (this.#closed) return;
+    const again = this.#forgotten && wanted === this.#settled;
+    this.#forgotten = false;
     this.#stopping.clear();
-    for (const queue of this.#queues) queue.quiet();
+    for (const queue of this.#queues) queue.quiet(again);
     if (wanted === undefined || wanted !== this.#wanted) return;
-    wanted.features = await control.agree(remote, wanted.has);
+    wanted.features = await control.agree(wanted.has);
     if (this.#closed) return;
-    const rings = this.#queues.map(({ index }) => memory.openRing(index, wanted.features));
+    const rings = this.#queues.map(({ index }) => control.memory.openRing(index, wanted.features));
     for (const [index, { setup }] of rings.entries()) await control.enableQueue(index, setup.size, setup);
     await control.start();
+    if (this.#closed || wanted !== this.#wanted) return;
+    const config = control.config(this.#config.length);
+    for (const { offset, data } of this.#written) await config.write(offset, data);
+    if (again) this.onConfigChanged();
     if (this.#closed || wanted !== this.#wanted) return;
     for (const [index, ring] of rings.entries()) this.#open(wanted, this.#queues[index]!, ring);
   }
 
   #open(wanted: Activation, queue: ShadowQueue, rings: DriverQueue): void {
-    const { control, memory, scheduler } = this.#o;
+    const { control, scheduler } = this.#o;
     const indirect = wanted.features.has(feature.INDIRECT_DESC);
     const owner = {
       kick: () => control.kick(queue.index),
       faulted: (detail: string) => {
-        if (wanted === this.#wanted) this.#fail(`the serving side broke queue ${queue.index}: ${detail}`);
+        if (wanted === this.#wanted) this.#fail(`it broke queue ${queue.index}: ${detail}`);
       },
     };
-    queue.open({ ring: new ShadowRing(rings, owner, scheduler), space: memory.space, indirect });
+    queue.open({ ring: new ShadowRing(rings, owner, scheduler), space: control.memory.space, indirect });
   }
 
   async #resetQueues(wanted: Activation | undefined): Promise<void> {
-    const { control, memory } = this.#o;
+    const { control } = this.#o;
     for (const queue of [...this.#stopping]) {
       this.#stopping.delete(queue);
       // A device that failed is reset as a whole.
@@ -184,7 +207,7 @@ export class ShadowBackend implements Backend {
       await control.resetQueue(queue.index);
       if (this.#closed || wanted !== this.#wanted) return;
       queue.quiet();
-      const rings = memory.openRing(queue.index, wanted.features);
+      const rings = control.memory.openRing(queue.index, wanted.features);
       await control.enableQueue(queue.index, rings.setup.size, rings.setup);
       if (this.#closed || wanted !== this.#wanted) return;
       this.#open(wanted, queue, rings);
@@ -194,8 +217,9 @@ export class ShadowBackend implements Backend {
   #couldNot(wanted: Activation | undefined, error: VmsgError): void {
     if (this.#closed) return;
     // Without an activation the service ends: nothing more comes of these requests.
-    if (wanted === undefined) for (const queue of this.#queues) queue.release();
-    else if (wanted === this.#wanted) this.#fail(error.message);
+    if (wanted === undefined) {
+      if (this.#wanted === undefined) for (const queue of this.#queues) queue.release();
+    } else if (wanted === this.#wanted) this.#fail(error.message);
   }
 
   /** The device needs a reset by our driver; then the serving side is set up anew. */
@@ -203,7 +227,7 @@ export class ShadowBackend implements Backend {
     const wanted = this.#wanted;
     if (wanted === undefined || wanted.failed || this.#closed) return;
     wanted.failed = true;
-    this.#o.host.failed(`device ${this.#o.number} of the serving side: ${why}`);
+    this.#o.host.failed(`${this.#o.name}: ${why}`);
   }
 
   /** Memory has become free: the queues get their turn. */
@@ -218,14 +242,42 @@ export class ShadowBackend implements Backend {
   }
 
   onEvent(event: TransportEvent): void {
-    if (event.name === 'EVENT_USED') this.#queues[event.body.index]?.onUsed();
+    if (event.name === 'EVENT_USED') this.onUsed(event.body.index);
     if (event.name !== 'EVENT_CONFIG') return;
     if (event.body.status & status.DEVICE_NEEDS_RESET && this.#wanted === this.#settled) this.#fail('it needs a reset');
-    this.#planConfigRead();
+    this.onConfigChanged();
   }
 
-  /** However often the serving side says that something has changed. */
-  #planConfigRead(): void {
+  /** The device that had gone is there again. One that is in use is looked at when it is set up. */
+  onBack(): void {
+    if (this.#wanted === undefined) this.onConfigChanged();
+  }
+
+  /** The device has completed requests of a queue. */
+  onUsed(queue: number): void {
+    this.#queues[queue]?.onUsed();
+  }
+
+  /** The device cannot go on before a reset. */
+  onBroken(why: string): void {
+    // Else it speaks of an earlier time.
+    if (this.#wanted === this.#settled && !this.#forgotten) this.#fail(why);
+  }
+
+  /**
+   * The device has gone and comes back, and knows nothing then: it is set up anew, which waits for it, and gets again
+   * what it had not completed.
+   */
+  onForgotten(): void {
+    if (this.#closed || this.#wanted === undefined) return;
+    this.#forgotten = true;
+    if (this.#drain !== undefined) this.#endDrain();
+    for (const queue of this.#queues) queue.hold();
+    this.#settle();
+  }
+
+  /** However often the device says that something has changed. */
+  onConfigChanged(): void {
     if (this.#config.length === 0 || this.#closed) return;
     this.#configTimer ??= this.#o.clock.after(limits.shadowConfigReadMs, () => void this.#readConfig());
   }
@@ -233,12 +285,12 @@ export class ShadowBackend implements Backend {
   async #readConfig(): Promise<void> {
     const { control, host } = this.#o;
     const length = this.#config.length;
+    this.#configTimer = undefined;
     // A space that changes all the time is read again after its next event.
     const now = await control
       .config(length)
       .read(0, length)
       .catch(() => undefined);
-    this.#configTimer = undefined;
     if (now === undefined || this.#closed) return;
     const first = this.#config.findIndex((byte, i) => byte !== now[i]);
     if (first < 0) return;
@@ -249,15 +301,22 @@ export class ShadowBackend implements Backend {
 
   /** All of it in one message, or not at all. */
   async writeConfig(offset: number, data: Uint8Array): Promise<boolean> {
-    if (data.length > configBytesPerMessage(this.#o.maxMessageSize)) return false;
+    if (data.length > this.#o.configWriteMaxBytes) return false;
     try {
       await this.#o.control.config(this.#config.length).write(offset, data);
       this.#config.set(data, offset);
+      this.#keepWritten(offset, data);
       return true;
     } catch (error) {
       if (error instanceof VmsgError) return false;
       throw error;
     }
+  }
+
+  /** The last write of each range counts. */
+  #keepWritten(offset: number, data: Uint8Array): void {
+    const others = this.#written.filter((each) => each.offset !== offset || each.data.length !== data.length);
+    this.#written = [...others, { offset, data: data.slice() }];
   }
 
   async close(): Promise<void> {

@@ -39,6 +39,18 @@ export class ShadowMemory {
     });
   }
 
+  /** How many chains the other side has given back, modulo 2^16 (split ring, used.idx). */
+  usedIndex(index: number): number {
+    const { bytes } = this.#rings[index]!.device;
+    return Atomics.load(new Uint16Array(bytes.buffer, bytes.byteOffset + 2, 1), 0);
+  }
+
+  /** The other side has chains of this queue. */
+  isBusy(index: number): boolean {
+    const { bytes } = this.#rings[index]!.driver;
+    return Atomics.load(new Uint16Array(bytes.buffer, bytes.byteOffset + 2, 1), 0) !== this.usedIndex(index);
+  }
+
   /** The driver half of a queue at its beginning. The serving side does not use the queue now. */
   openRing(index: number, features: FeatureSet): RingDriverQueue {
     const { size, desc, driver, device } = this.#rings[index]!;

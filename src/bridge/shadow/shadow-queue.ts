@@ -123,6 +123,16 @@ export class ShadowQueue {
     this.#releaseRunning();
   }
 
+  #recall(): void {
+    const later: BackendRequest[] = [];
+    for (let next = this.#waiting.shift(); next !== undefined; next = this.#waiting.shift()) later.push(next);
+    for (const running of this.#running) {
+      if (running.request !== undefined) this.#waiting.push(running.request);
+      running.request = undefined;
+    }
+    for (const request of later) this.#waiting.push(request);
+  }
+
   #releaseRunning(): void {
     for (const running of this.#running) {
       const { request } = running;
@@ -134,13 +144,15 @@ export class ShadowQueue {
   /**
    * The serving side has the queue in reset: what it had completed counts, the rest of what it had is given back. What
    * waits goes on waiting for `open`.
+   * @param again what it had is not given back, but waits once more, before the rest
    */
-  quiet(): void {
+  quiet(again = false): void {
     const path = this.#path;
     this.#path = undefined;
     path?.ring.end();
     path?.space.leave(this.index);
-    this.#releaseRunning();
+    if (again) this.#recall();
+    else this.#releaseRunning();
     for (const { slot } of this.#running) slot.free();
     this.#running.clear();
   }

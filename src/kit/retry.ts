@@ -1,4 +1,4 @@
-import { limits } from '../../kit/limits.ts';
+import { limits } from './limits.ts';
 
 /** How long to wait after so many failed tries before this one. */
 export const retryDelayMs = (tries: number): number =>
