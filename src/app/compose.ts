@@ -5,6 +5,7 @@ import type { Logger } from 'pino';
 import { TokenAccess } from '../../api/access.ts';
 import { listen, listenFd, listenTcp } from '../../api/listen.ts';
 import { ApiState, buildServer } from '../../api/server.ts';
+import { endLeftovers } from '../bridge/backend/vhost-user/spawn/leftovers.ts';
 import { InlineLane } from '../bridge/lane/inline.ts';
 import type { Lane } from '../bridge/lane/protocol.ts';
 import { WorkerLane } from '../bridge/lane/worker-lane.ts';
@@ -43,6 +44,7 @@ export async function startService(config: Config, log: Logger, apiFd?: number):
   try {
     const dirs = prepareDirs(config, uid);
     for (const dir of [config.stateDir, config.runtimeDir]) lockDirectory(dir, scope);
+    await endLeftovers(dirs.programs, { clock: systemClock, log });
     const store = Store.open(dirs.state);
     const lane = makeLane(config);
     scope.defer(() => lane.close());
@@ -56,6 +58,7 @@ export async function startService(config: Config, log: Logger, apiFd?: number):
       busDir: dirs.buses,
       recoveryDir: dirs.recovery,
       uid,
+      programs: { definitions: config.programs, directory: dirs.programs },
       destroyDomain: (domid) => destroyDomain(config.xen.xlPath, domid),
       xen: new XenDomains(new XenHypervisor(scope.own(new LoopPoller()))),
     });

@@ -9,6 +9,8 @@ export interface ServiceDirs {
   readonly buses: string;
   /** Recovery files, one directory for each bus. */
   readonly recovery: string;
+  /** One directory for each program that was started; only the service's user reaches them. */
+  readonly programs: string;
 }
 
 /**
@@ -27,8 +29,10 @@ export function prepareDirs(
   const buses = path.join(runtimeDir, 'bus');
   const recovery = path.join(runtimeDir, 'recovery');
   own(buses, runtimeMode, uid, '/runtimeDir');
+  const programs = path.join(runtimeDir, 'programs');
   own(recovery, 0o700, uid, '/runtimeDir');
-  return { state: stateDir, buses, recovery };
+  own(programs, 0o700, uid, '/runtimeDir');
+  return { state: stateDir, buses, recovery, programs };
 }
 
 function own(directory: string, mode: number, uid: number, pointer: string): void {

@@ -8,8 +8,10 @@ import {
   type Kinds,
   kindSchemas,
   kinds,
+  programDefinition,
   withDefaults,
 } from '../bridge/commands.ts';
+import { isPreset, namesSocket, type ProgramDefinition } from '../bridge/service/program-specs.ts';
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 
@@ -74,6 +76,7 @@ export const configSchema = Type.Object(
         }),
       ),
     }),
+    programs: Type.Optional(byId(programDefinition, 'Programs that serve devices, by name; the service starts them.')),
     domains: Type.Optional(byId(kindSchemas.domains.spec, 'Domains by id.')),
     buses: Type.Optional(byId(kindSchemas.buses.spec, 'Buses by id.')),
     backends: Type.Optional(byId(kindSchemas.backends.spec, 'Backends by id.')),
@@ -101,6 +104,7 @@ export interface Config {
   readonly log: { readonly level: LogLevel };
   readonly lane: { readonly mode: LaneMode };
   readonly xen: { readonly xlPath: string };
+  readonly programs: Readonly<Record<string, ProgramDefinition>>;
   readonly objects: { readonly [K in keyof Kinds]: Readonly<Record<string, Kinds[K]['spec']>> };
 }
 
@@ -125,6 +129,7 @@ export function loadConfig(configPath: string | undefined, surroundings: Surroun
   const problem = findProblem(configSchema, content);
   if (problem !== null) throw wrong(absolute, problem.pointer, problem.message);
   checkHost(absolute, content as ConfigFile);
+  checkPrograms(absolute, content as ConfigFile);
   return resolveConfig(content as ConfigFile, surroundings);
 }
 
@@ -133,6 +138,24 @@ function checkHost(where: string, { api }: ConfigFile): void {
   if (host === '127.0.0.1' || host === '::1') return;
   const why = 'beyond loopback the API needs TLS, which this version does not have';
   throw wrong(where, '/api/tcp/host', `must be 127.0.0.1 or ::1: ${why}`);
+}
+
+function checkPrograms(where: string, { programs = {} }: ConfigFile): void {
+  if (Object.keys(programs).length > limits.programsMax) {
+    throw wrong(where, '/programs', `has more than ${limits.programsMax} entries`);
+  }
+  for (const [name, { command, device }] of Object.entries(programs)) {
+    const pointer = `/programs/${name}`;
+    if (isPreset(name)) {
+      if (device !== undefined) throw wrong(where, `${pointer}/device`, `is known for ${name}: leave it out`);
+      continue;
+    }
+    if (command === undefined) throw wrong(where, `${pointer}/command`, 'is missing');
+    if (device === undefined) throw wrong(where, `${pointer}/device`, 'is missing');
+    if (!command.slice(1).some(namesSocket)) {
+      throw wrong(where, `${pointer}/command`, 'needs an argument with {socket}');
+    }
+  }
 }
 
 const wrong = (where: string, pointer: string, message: string): VmsgError =>
@@ -173,9 +196,19 @@ function withAbsolutePaths(content: unknown, directory: string): unknown {
     const api = resolveFields(content.api, ['socket']) as Json;
     result.api = 'tcp' in api ? { ...api, tcp: resolveFields(api.tcp, ['tokenFile']) } : api;
   }
+  if (isObject(content.programs)) {
+    const programs = Object.entries(content.programs).map(([name, program]): [string, unknown] => {
+      if (!isObject(program) || !Array.isArray(program.command)) return [name, program];
+      const [file, ...args] = program.command as unknown[];
+      // A file without a slash is looked for in PATH.
+      const isPath = typeof file === 'string' && file.includes('/');
+      return [name, { ...program, command: [isPath ? path.resolve(directory, file) : file, ...args] }];
+    });
+    result.programs = Object.fromEntries(programs);
+  }
   if (isObject(content.backends)) {
     const backends = Object.entries(content.backends).map(([key, spec]): [string, unknown] => {
-      const resolved = resolveFields(spec, ['path', 'source', 'socket']);
+      const resolved = resolveFields(spec, ['path', 'source', 'socket', 'directory', 'hostSocket']);
       if (!isObject(resolved) || !Array.isArray(resolved.ports)) return [key, resolved];
       const ports = resolved.ports.map((port: unknown) => resolveFields(port, ['socket', 'pty']));
       return [key, { ...resolved, ports }];
@@ -213,6 +246,7 @@ function resolveConfig(content: ConfigFile, surroundings: Surroundings): Config 
     log,
     lane,
     xen,
+    programs: content.programs ?? {},
     objects: objects as unknown as Config['objects'],
   };
 }

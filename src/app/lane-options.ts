@@ -4,7 +4,11 @@ import { openConsole } from '../bridge/backend/console.ts';
 import { openRng } from '../bridge/backend/rng.ts';
 import { ShmBackend } from '../bridge/backend/shm.ts';
 import { TemplateBackend } from '../bridge/backend/template.ts';
+import { socketEndpoint } from '../bridge/backend/vhost-user/endpoint.ts';
+import { Doors, ListeningEndpoint } from '../bridge/backend/vhost-user/listen.ts';
 import { openVhostUser } from '../bridge/backend/vhost-user/open.ts';
+import { SpawnedEndpoint } from '../bridge/backend/vhost-user/spawn/endpoint.ts';
+import { Programs } from '../bridge/backend/vhost-user/spawn/programs.ts';
 import { DeviceBus } from '../bridge/bus/device-bus.ts';
 import { LoopbackTransport } from '../bridge/bus/loopback/transport.ts';
 import { BusRuntime } from '../bridge/bus/runtime.ts';
@@ -35,17 +39,33 @@ export function laneOptions(
 ): LaneCoreOptions {
   const xen = new LaneXen(hypervisor, systemClock);
   const common = { clock: systemClock, scheduler: systemScheduler };
+  const doors = new Doors(poller, systemClock);
+  const programs = new Programs();
   return {
     emit,
     ...common,
     xsm: () => xen.xsm(),
-    close: () => xen.close(),
+    close: () => {
+      doors.close();
+      xen.close();
+    },
     backends: {
       blk: (spec, host) => openBlk(spec, host, systemClock),
       console: (spec, host) => openConsole(spec, poller, systemClock, host),
       rng: (spec, host) => openRng(spec, systemRandom, host),
       shm: async ({ bytes }) => new ShmBackend(bytes),
-      'vhost-user': (spec, host) => openVhostUser(spec, host, { ...common, poller }),
+      'vhost-user': ({ device, socket, mode }, host, onReady) => {
+        const endpoint = mode === 'listen' ? new ListeningEndpoint(socket, doors, onReady) : socketEndpoint(socket);
+        return openVhostUser(device, endpoint, host, { ...common, poller });
+      },
+      program: (spec, host) => {
+        const { backend, program, device, mac } = spec;
+        const log = (level: 'info' | 'warn', text: string) =>
+          emit({ type: 'program-log', backend, program, level, text });
+        const parts = { clock: systemClock, log, searchPath: process.env.PATH ?? '' };
+        const endpoint = new SpawnedEndpoint(spec, parts, programs);
+        return openVhostUser(device, endpoint, host, { ...common, poller, ...(mac === undefined ? {} : { mac }) });
+      },
       template: async ({ greeting }) => new TemplateBackend(greeting),
     },
     makeBus: (spec, emitFromBus) => {

@@ -22,12 +22,13 @@ import { EventHub } from './service/event-hub.ts';
 import { type Entry, Inventory, makeEntry } from './service/inventory.ts';
 import { reportLaneEvent } from './service/lane-events.ts';
 import { LaneLink } from './service/lane-link.ts';
-import { type BusSources, busAddress, laneBusSpec } from './service/lane-specs.ts';
+import { type BusSources, busAddress, laneBackendSpec, laneBusSpec } from './service/lane-specs.ts';
 import { ObjectLocks } from './service/locks.ts';
 import type { ServiceLog } from './service/log.ts';
 import { type ConfiguredObjects, merge } from './service/merge.ts';
 import { channelOf, recordOf, sharesOf } from './service/observations.ts';
 import { checkLimit, pageOf } from './service/paging.ts';
+import type { ProgramSources } from './service/program-specs.ts';
 import { locksFor, Reconciler } from './service/reconciler.ts';
 import {
   checkAttachment,
@@ -65,6 +66,8 @@ export interface ServiceOptions {
   readonly uid: number;
   /** The Xen domains of this machine. */
   readonly xen: DomainSource;
+  /** Programs that may be started as backends; without it none. */
+  readonly programs?: ProgramSources;
   /** Ends a Xen domain at once. @throws VmsgError `system-call` */
   readonly destroyDomain: (domid: number) => Promise<void>;
 }
@@ -85,9 +88,7 @@ export class Service implements Commands, EventSource {
     this.#options = options;
     this.#events = new EventHub(options.wallMs);
     this.#link = new LaneLink(options.lane, (event) => {
-      if (event.type === 'lane-failed') this.#reconciler.stop();
-      if (event.type === 'attachment-lost') this.#reconciler.lost(event.attachment, event.reason);
-      if (event.type === 'served-devices') this.#reconciler.servedDevicesChanged(event.bus);
+      this.#reconciler.follow(event);
       if (event.type === 'share-stuck') void actOnStuck(event, { ...options, inventory: this.#inventory });
       reportLaneEvent(event, { inventory: this.#inventory, events: this.#events, log: options.log });
     });
@@ -109,6 +110,7 @@ export class Service implements Commands, EventSource {
       locks: this.#locks,
       link: this.#link,
       laneBusSpec: (entry) => laneBusSpec(entry, this.#busSources),
+      laneBackendSpec: (entry) => laneBackendSpec(entry, options.programs),
       incarnationOf: ({ spec }) => {
         const domain = this.#inventory.get('domains', spec.domain);
         return domain === undefined ? null : incarnationOf(this.#domains.presenceOf(domain).running);
@@ -386,6 +388,7 @@ export class Service implements Commands, EventSource {
       loopbackDomid: this.#busSources.loopbackDomid,
       presenceOf: this.#busSources.presenceOf,
       addressOf: (bus) => busAddress(bus, this.#busSources),
+      programs: this.#options.programs,
     };
   }
 

@@ -245,6 +245,34 @@ export const limits = {
   vhostUserWatchdogMs: 15_000,
   /** A back-end that stops a queue may have to wait for its storage first. */
   vhostUserStopTimeoutMs: 30_000,
+  /** A program that the service starts has to listen by then, the end of an earlier one of its backend included. */
+  programStartTimeoutMs: 5_000,
+  /** A program that was asked to end gets this long before it is killed. */
+  programGraceMs: 2_000,
+  /** After this long a killed process that is still there is reported; the kernel may wait for a disk or a server. */
+  programKillTimeoutMs: 5_000,
+  /** Longest pause between two looks whether a program listens, or whether its processes are gone. */
+  programLookMaxMs: 50,
+  /** Parts of a command line. */
+  programArgumentsMax: 256,
+  programArgumentMaxBytes: 4096,
+  /** Of one line that a program prints; the rest of the line is dropped. */
+  programLineMaxBytes: 500,
+  /** Lines of one program that are logged at once, and then one in each interval. */
+  programLineBurst: 50,
+  programLineIntervalMs: 200,
+  /** A program that prints more is not read for this long. */
+  programFloodPauseMs: 100,
+  /** Last lines of a program that the reason of its end quotes. */
+  programTailLines: 4,
+  /** Open files of a program, where nothing else is said and the service may have as many. */
+  programOpenFilesDefault: 65_536,
+  /** Writable memory of its own that a program may have, where nothing else is said; memory of guests does not count. */
+  programMemoryDefaultBytes: 4 * 1024 ** 3,
+  /** Programs that the config file names. */
+  programsMax: 64,
+  /** Ports that one network forwards. */
+  forwardedPortsMax: 64,
   configFileMaxBytes: 4 * 1024 * 1024,
   storeFileMaxBytes: 64 * 1024 * 1024,
 } as const;

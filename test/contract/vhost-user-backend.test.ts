@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { LateBackendHost } from '../../src/bridge/backend/factory.ts';
+import { socketEndpoint } from '../../src/bridge/backend/vhost-user/endpoint.ts';
 import { openVhostUser } from '../../src/bridge/backend/vhost-user/open.ts';
 import type { VhostUserDevice } from '../../src/bridge/backend/vhost-user/shapes.ts';
 import { type Clock, systemClock } from '../../src/kit/clock.ts';
@@ -62,8 +63,11 @@ class Bench {
       failed: (reason) => this.failures.push(reason),
       away: (reason) => this.absences.push(reason),
     });
-    const spec = { type: 'vhost-user', device, socket: this.peer.path } as const;
-    return openVhostUser(spec, host, { poller: this.poller, clock: impatient, scheduler: systemScheduler });
+    return openVhostUser(device, socketEndpoint(this.peer.path), host, {
+      poller: this.poller,
+      clock: impatient,
+      scheduler: systemScheduler,
+    });
   }
 
   async close(): Promise<void> {

@@ -1,24 +1,10 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { isListening } from '../../src/bridge/backend/vhost-user/spawn/listening.ts';
 import type { BackendProgram } from './backend-programs.ts';
 
 const pollMs = 5;
-/** Of a socket in /proc/net/unix that listens. */
-const listening = '00010000';
-
-/**
- * Whether somebody listens on a Unix socket. A file is there before that, and a connection on trial would end virtiofsd.
- * @param table text of /proc/net/unix
- */
-export function isListening(path: string, table: string): boolean {
-  return table.split('\n').some((line) => {
-    const [, , , flags, , , , ...name] = line.trim().split(/\s+/);
-    return flags === listening && name.join(' ') === path;
-  });
-}
-
 /** A backend of another project that runs until it is killed. */
 export class BackendProcess {
   readonly #child: ChildProcess;
@@ -44,7 +30,7 @@ export class BackendProcess {
   static async start(program: BackendProgram, args: readonly string[], socket: string): Promise<BackendProcess> {
     const [file = '', ...first] = program.command;
     const backend = new BackendProcess(spawn(file, [...first, ...args], { stdio: ['ignore', 'pipe', 'pipe'] }));
-    while (!isListening(socket, readFileSync('/proc/net/unix', 'utf8'))) {
+    while (!isListening(socket)) {
       if (backend.#hasEnded) throw new Error(`${file} ended at its start: ${backend.#output}`);
       await sleep(pollMs);
     }

@@ -25,6 +25,10 @@ export class ServiceHome {
     writeFileSync(this.#config, JSON.stringify(content));
   }
 
+  get programsPath(): string {
+    return join(this.directory, 'run', 'programs');
+  }
+
   busPath(bus: string): string {
     return join(this.directory, 'run', 'bus', `${bus}.sock`);
   }

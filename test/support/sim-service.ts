@@ -67,6 +67,9 @@ export class SimService {
         'vhost-user': async () => {
           throw new VmsgError('backend-unusable', 'no processes here');
         },
+        program: async () => {
+          throw new VmsgError('backend-unusable', 'no processes here');
+        },
         rng: async (_spec, host) => new RngBackend(this.#entropy(), host),
         shm: async ({ bytes }) => new ShmBackend(bytes),
         template: async ({ greeting }) => new TemplateBackend(greeting),

@@ -13,7 +13,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { pathToFileURL } from 'node:url';
-import { isListening } from '../support/backend-process.ts';
+import { isListening } from '../../src/bridge/backend/vhost-user/spawn/listening.ts';
 import {
   backendProgram,
   passtArguments,

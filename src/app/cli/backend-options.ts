@@ -80,6 +80,16 @@ export function whatOf(spec: Resource<'backends'>['spec']): string {
       return `device ${spec.deviceNumber} of bus ${spec.bus}`;
     case 'vhost-user':
       return `${spec.device} at ${spec.socket}`;
+    case 'qemu-storage-daemon':
+      return `${spec.path} (${spec.format ?? 'raw'}${spec.readOnly ? ', read-only' : ''})`;
+    case 'virtiofsd':
+      return `${spec.directory} as ${spec.tag}${spec.readOnly ? ' (read-only)' : ''}`;
+    case 'passt':
+      return spec.address ?? '';
+    case 'vhost-device-vsock':
+      return `CID ${spec.guestCid} at ${spec.hostSocket}`;
+    case 'program':
+      return spec.program;
     case 'bridge':
       return `device ${spec.deviceNumber} at ${spec.socket}`;
   }

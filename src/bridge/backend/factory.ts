@@ -8,6 +8,8 @@ export type LocalBackendType = Exclude<LaneBackendSpec['type'], 'guest' | 'bridg
 export type BackendFactory<T extends LocalBackendType = LocalBackendType> = (
   spec: Extract<LaneBackendSpec, { type: T }>,
   host: BackendHost,
+  /** Tells that a backend that could not be opened for now can be. */
+  onReady: () => void,
 ) => Promise<Backend>;
 
 export type BackendFactories = { readonly [T in LocalBackendType]: BackendFactory<T> };

@@ -1,5 +1,7 @@
 import Type from 'typebox';
 
+export const absolutePath = { pattern: '^/[^\\u0000]*$', maxLength: 4095 } as const;
+
 export const strict = { additionalProperties: false } as const;
 
 export const u64 = (description: string) => Type.String({ pattern: '^0x[0-9a-f]{1,16}$', description });

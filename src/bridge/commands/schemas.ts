@@ -1,7 +1,8 @@
 import Type, { type Static } from 'typebox';
 import { limits } from '../../kit/limits.ts';
 import { vhostUserDevices } from '../backend/vhost-user/shapes.ts';
-import { busState, count, counters, ids, orNull, peer, reason, strict, u64, words } from './fields.ts';
+import { absolutePath, busState, count, counters, ids, orNull, peer, reason, strict, u64, words } from './fields.ts';
+import { programBackendSpecs } from './program-schemas.ts';
 
 /** A type with every level read-only: what leaves the service is not changed by those who get it. */
 export type Frozen<T> = T extends (infer U)[]
@@ -9,8 +10,6 @@ export type Frozen<T> = T extends (infer U)[]
   : T extends object
     ? { readonly [K in keyof T]: Frozen<T[K]> }
     : T;
-
-const absolutePath = { pattern: '^/[^\\u0000]*$', maxLength: 4095 } as const;
 
 export const idPattern = '^[a-z0-9][a-z0-9._-]{0,62}$';
 export const idSchema = Type.String({
@@ -243,7 +242,13 @@ const vhostUserBackendSpec = Type.Object(
     device: Type.Enum([...vhostUserDevices], {
       description: 'What the back-end serves; the protocol does not tell.',
     }),
-    socket: Type.String({ ...absolutePath, description: 'Socket that the back-end listens on, an absolute path.' }),
+    socket: Type.String({ ...absolutePath, description: 'Socket between it and the service, an absolute path.' }),
+    mode: Type.Optional(
+      Type.Enum(['connect', 'listen'], {
+        default: 'connect',
+        description: 'connect: the back-end listens on the socket. listen: it connects to the service.',
+      }),
+    ),
   },
   { ...strict, title: 'VhostUserBackendSpec' },
 );
@@ -251,6 +256,7 @@ const vhostUserBackendSpec = Type.Object(
 const backendSpec = Type.Union(
   [
     vhostUserBackendSpec,
+    ...programBackendSpecs,
     guestBackendSpec,
     bridgeBackendSpec,
     blkBackendSpec,

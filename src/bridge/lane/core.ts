@@ -186,7 +186,9 @@ export class LaneCore {
   ): Promise<AttachedDevice> {
     const host = this.#hostFor(spec);
     const open = this.#o.backends[backendSpec.type] as BackendFactory;
-    const backend: Backend = await open(backendSpec as never, host);
+    const { bus, attachment } = spec;
+    const onReady = (): void => this.#o.emit({ type: 'attachment-ready', bus, attachment });
+    const backend: Backend = await open(backendSpec as never, host, onReady);
     return await this.#enter(spec, backend, host);
   }
 

@@ -70,12 +70,46 @@ export type LaneBackendSpec =
        */
       readonly dataPath?: 'auto' | 'direct' | 'shadow';
     }
-  /** A device of a process that listens on a socket. */
-  | { readonly type: 'vhost-user'; readonly device: VhostUserDevice; readonly socket: string }
+  /** A device of a process that listens on a socket, or, with mode listen, connects to it. */
+  | {
+      readonly type: 'vhost-user';
+      readonly device: VhostUserDevice;
+      readonly socket: string;
+      /** connect by default. */
+      readonly mode?: 'connect' | 'listen';
+    }
+  | LaneProgramSpec
   /** A device of another bridge's bus. */
   | { readonly type: 'bridge'; readonly socket: string; readonly deviceNumber: number }
   | { readonly type: 'shm'; readonly bytes: number }
   | { readonly type: 'template'; readonly greeting: string };
+
+/** Pieces of one argument; `put` stands for the path of the socket, where QEMU reads it with its commas doubled. */
+export type ProgramArgument = readonly (string | { readonly put: 'socket' | 'qemu-socket' })[];
+
+/** A device of a vhost-user back-end that the lane starts. */
+export interface LaneProgramSpec {
+  readonly type: 'program';
+  readonly device: VhostUserDevice;
+  /** Id of the backend, for the log. */
+  readonly backend: string;
+  /** Name of the program, for people. */
+  readonly program: string;
+  /** What Debian calls the package with it; null where the config file has the command. */
+  readonly package: string | null;
+  /** File and arguments. */
+  readonly command: readonly ProgramArgument[];
+  /** Directory in which each start of a program gets one of its own; its mode is 0700. */
+  readonly directory: string;
+  /** RLIMIT_NOFILE; the default is lowered to what the service may have itself. */
+  readonly openFiles?: number;
+  /** RLIMIT_DATA */
+  readonly memoryBytes?: number;
+  /** never: when it has ended its device stays away. */
+  readonly restart: 'always' | 'never';
+  /** Address that a network device gets whose back-end gives none. */
+  readonly mac?: string;
+}
 
 export interface LaneAttachSpec {
   readonly bus: string;
@@ -192,6 +226,16 @@ export type LaneEvent =
   | { readonly type: 'bus-diagnosis'; readonly bus: string; readonly text: string }
   /** What served a device is gone; the lane has removed the attachment. */
   | { readonly type: 'attachment-lost'; readonly bus: string; readonly attachment: string; readonly reason: string }
+  /** Who would serve the device of an attachment that is not there has come. */
+  | { readonly type: 'attachment-ready'; readonly bus: string; readonly attachment: string }
+  /** What a program of a backend printed, or what became of it. */
+  | {
+      readonly type: 'program-log';
+      readonly backend: string;
+      readonly program: string;
+      readonly level: 'info' | 'warn';
+      readonly text: string;
+    }
   /** Devices that a guest of role `device` serves came or went. */
   | { readonly type: 'served-devices'; readonly bus: string; readonly devices: readonly number[] }
   /** A serving guest keeps memory of a driver that is gone, or has given it back after all. */

@@ -46,6 +46,12 @@ export function reportLaneEvent(event: LaneEvent, { inventory, events, log }: Re
       events.emit({ type, kind: 'buses', object: mapperBus, data: { ...data, bus } });
       return;
     }
+    case 'program-log': {
+      const { backend, program, level, text } = event;
+      log[level]({ backend, program }, `${program}: ${text}`);
+      return;
+    }
+    case 'attachment-ready':
     case 'attachment-lost':
       // The state of the attachment says it.
       return;

@@ -4,6 +4,7 @@ import { limits } from '../../kit/limits.ts';
 import type { LaneBackendSpec, LaneBusSpec } from '../lane/protocol.ts';
 import { AwaitedError, type DomainPresence, incarnationOf } from './domains.ts';
 import type { Entry, Inventory } from './inventory.ts';
+import { laneProgramSpec, type ProgramSources } from './program-specs.ts';
 import { nameOf } from './rules.ts';
 
 /** What the lane's view of a bus is made from. */
@@ -94,7 +95,8 @@ function xenSpec(entry: Entry<'buses'>, { inventory, presenceOf }: BusSources) {
 /** A virtio-blk identifier has 20 bytes (virtio 1.3, section 5.2.6). */
 const serialMaxChars = 20;
 
-export function laneBackendSpec({ id, spec }: Entry<'backends'>): LaneBackendSpec {
+/** @throws VmsgError backend-unusable: a program that the config file does not name */
+export function laneBackendSpec({ id, spec }: Entry<'backends'>, programs?: ProgramSources): LaneBackendSpec {
   switch (spec.type) {
     case 'rng':
       return { type: 'rng', source: spec.source ?? '/dev/urandom' };
@@ -110,6 +112,12 @@ export function laneBackendSpec({ id, spec }: Entry<'backends'>): LaneBackendSpe
     case 'bridge':
     case 'vhost-user':
       return spec;
+    case 'qemu-storage-daemon':
+    case 'virtiofsd':
+    case 'passt':
+    case 'vhost-device-vsock':
+    case 'program':
+      return laneProgramSpec(id, spec, programs);
     case 'blk': {
       const { path: file, readOnly = false, serial = id.slice(0, serialMaxChars), queues } = spec;
       return { type: 'blk', path: file, readOnly, serial, ...(queues === undefined ? {} : { queues }) };

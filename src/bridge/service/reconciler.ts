@@ -3,12 +3,11 @@ import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
 import { retryDelayMs } from '../../kit/retry.ts';
 import type { Kind, Kinds } from '../commands.ts';
-import type { LaneBusSpec } from '../lane/protocol.ts';
+import type { LaneBackendSpec, LaneBusSpec, LaneEvent } from '../lane/protocol.ts';
 import { AwaitedError } from './domains.ts';
 import type { EventHub } from './event-hub.ts';
 import { type Entry, type Inventory, referencesOf, stateOutside } from './inventory.ts';
 import type { LaneLink } from './lane-link.ts';
-import { laneBackendSpec } from './lane-specs.ts';
 import type { LockRequest, ObjectLocks } from './locks.ts';
 import type { ServiceLog } from './log.ts';
 import { checkAttachment, checkBus, checkReferences, isServedElsewhere, nameOf } from './rules.ts';
@@ -22,6 +21,8 @@ export interface ReconcilerParts {
   readonly log: ServiceLog;
   /** @throws AwaitedError when its domain does not run */
   readonly laneBusSpec: (entry: Entry<'buses'>) => LaneBusSpec;
+  /** @throws VmsgError when it cannot be opened as it is wanted */
+  readonly laneBackendSpec: (entry: Entry<'backends'>) => LaneBackendSpec;
   /** The life of a Xen domain that the bus has to be open for; null: its domain does not run, or is none of Xen's. */
   readonly incarnationOf: (entry: Entry<'buses'>) => string | null;
 }
@@ -108,7 +109,7 @@ export class Reconciler {
     }
     if (!entered) return;
     this.kick(inventory.users(entry.kind, entry.id));
-    if (entry.kind === 'buses') this.servedDevicesChanged(entry.id);
+    if (entry.kind === 'buses') this.#servedDevicesChanged(entry.id);
   }
 
   /** @returns whether the object has entered the lane now */
@@ -264,8 +265,18 @@ export class Reconciler {
     }
   }
 
+  /** What the lane reports that changes what is in it. */
+  follow(event: LaneEvent): void {
+    const { inventory } = this.#parts;
+    if (event.type === 'lane-failed') this.stop();
+    if (event.type === 'attachment-lost') this.#lost(event.attachment, event.reason);
+    if (event.type === 'served-devices') this.#servedDevicesChanged(event.bus);
+    const entry = event.type === 'attachment-ready' ? inventory.get('attachments', event.attachment) : undefined;
+    if (entry !== undefined) this.kick([entry]);
+  }
+
   /** The lane has lost what served an attachment. */
-  lost(attachment: string, reason: string): void {
+  #lost(attachment: string, reason: string): void {
     const entry = this.#parts.inventory.get('attachments', attachment);
     if (entry?.lane.state !== 'in') return;
     this.#isOut(entry);
@@ -275,7 +286,7 @@ export class Reconciler {
   }
 
   /** The guest of a bus serves other devices now: attachments that wait for one are tried at once. */
-  servedDevicesChanged(bus: string): void {
+  #servedDevicesChanged(bus: string): void {
     for (const backend of this.#parts.inventory.all('backends')) {
       if (backend.spec.type !== 'guest' || backend.spec.bus !== bus) continue;
       this.kick(this.#parts.inventory.users('backends', backend.id));
@@ -304,7 +315,7 @@ export class Reconciler {
       bus: busId,
       attachment: entry.id,
       ...(deviceNumber === undefined ? { reservedNumbers } : { deviceNumber }),
-      backend: laneBackendSpec(backend),
+      backend: this.#parts.laneBackendSpec(backend),
     });
     return attached.deviceNumber;
   }

@@ -50,7 +50,7 @@ type SchemaProblem = ReturnType<typeof findProblem>;
 function specProblem(kind: Kind, spec: Kinds[Kind]['spec']): SchemaProblem {
   if (kind === 'domains') return domainProblem(spec as DomainSpec);
   if (kind === 'buses') return busProblem(spec as BusSpec);
-  return kind === 'backends' && 'ports' in spec ? consoleProblem(spec) : null;
+  return kind === 'backends' && 'type' in spec && spec.type === 'console' ? consoleProblem(spec) : null;
 }
 
 function domainProblem({ xen }: DomainSpec): SchemaProblem {
@@ -189,7 +189,16 @@ export function checkAttachment(inventory: Inventory, id: string, spec: Attachme
   }
 }
 
-const elsewhere: ReadonlySet<string | undefined> = new Set(['guest', 'bridge', 'vhost-user']);
+const elsewhere: ReadonlySet<string | undefined> = new Set([
+  'guest',
+  'bridge',
+  'vhost-user',
+  'program',
+  'qemu-storage-daemon',
+  'virtiofsd',
+  'passt',
+  'vhost-device-vsock',
+]);
 
 /** Whether a device is served by somebody who may come and go. @param type of a backend */
 export const isServedElsewhere = (type: BackendSpec['type'] | undefined): boolean => elsewhere.has(type);

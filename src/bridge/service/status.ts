@@ -14,6 +14,7 @@ import type {
 import type { BusSnapshot, DeviceSnapshot, LaneSnapshot } from '../lane/protocol.ts';
 import type { DomainPresence } from './domains.ts';
 import { type Entry, type Inventory, stateOutside } from './inventory.ts';
+import { type ProgramSources, vhostUserDeviceOf } from './program-specs.ts';
 import { isServedElsewhere } from './rules.ts';
 
 /** What a status is made from. */
@@ -25,6 +26,7 @@ export interface StatusSources {
   readonly loopbackDomid: (domain: string) => number;
   readonly presenceOf: (domain: Entry<'domains'>) => DomainPresence;
   readonly addressOf: (bus: Entry<'buses'>) => string;
+  readonly programs: ProgramSources | undefined;
 }
 
 export const noCounters: Readonly<ChannelCounters> = newCounters();
@@ -82,17 +84,22 @@ function stuckShares({ id }: Entry<'domains'>, { inventory, snapshot }: StatusSo
   });
 }
 
-function backendStatus({ id, spec }: Entry<'backends'>, { inventory }: StatusSources): BackendStatus {
-  return { deviceType: deviceTypeOf(spec), attachments: visibleIds(inventory.users('backends', id)) };
+function backendStatus({ id, spec }: Entry<'backends'>, { inventory, programs }: StatusSources): BackendStatus {
+  return { deviceType: deviceTypeOf(spec, programs), attachments: visibleIds(inventory.users('backends', id)) };
 }
 
-const deviceTypeOf = (spec: BackendSpec): string => (spec.type === 'vhost-user' ? spec.device : spec.type);
+const deviceTypeOf = (spec: BackendSpec, programs: ProgramSources | undefined): string =>
+  vhostUserDeviceOf(spec, programs) ?? (spec.type === 'program' ? 'unknown' : spec.type);
 
 /** What an attachment has to say before its device is there. */
-function expected(spec: BackendSpec | undefined): Pick<AttachmentStatus, 'deviceType' | 'recovery' | 'dataPath'> {
-  const deviceType = spec === undefined ? 'unknown' : deviceTypeOf(spec);
-  if (spec?.type === 'vhost-user') {
-    return { deviceType, recovery: shapeOf(spec.device).stateless ? 'resume' : 'reset', dataPath: 'shadow' };
+function expected(
+  spec: BackendSpec | undefined,
+  programs: ProgramSources | undefined,
+): Pick<AttachmentStatus, 'deviceType' | 'recovery' | 'dataPath'> {
+  const deviceType = spec === undefined ? 'unknown' : deviceTypeOf(spec, programs);
+  const served = spec === undefined ? undefined : vhostUserDeviceOf(spec, programs);
+  if (served !== undefined) {
+    return { deviceType, recovery: shapeOf(served).stateless ? 'resume' : 'reset', dataPath: 'shadow' };
   }
   return isServedElsewhere(spec?.type)
     ? { deviceType, recovery: 'reset', dataPath: 'relayed' }
@@ -132,7 +139,7 @@ export function busState(
 function attachmentStatus(entry: Entry<'attachments'>, sources: StatusSources): AttachmentStatus {
   const bus = busIn(sources.snapshot, entry.spec.bus);
   const device = bus?.devices.find(({ attachment }) => attachment === entry.id);
-  const before = expected(sources.inventory.get('backends', entry.spec.backend)?.spec);
+  const before = expected(sources.inventory.get('backends', entry.spec.backend)?.spec, sources.programs);
   return {
     ...attachmentState(entry, device, sources.laneFailure),
     deviceNumber: entry.lane.deviceNumber,

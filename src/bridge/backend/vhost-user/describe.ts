@@ -11,14 +11,32 @@ export interface ServedDescription {
   /** Empty where the back-end keeps none. */
   readonly config: Uint8Array;
   readonly queues: number;
+  /** Feature bits that we add: the back-end does not know them. */
+  readonly added: FeatureSet;
 }
 
 const required = FeatureSet.of(feature.VERSION_1);
 
 const unusable = (why: string): VmsgError => new VmsgError('backend-unusable', `the back-end ${why}`);
 
-/** @throws VmsgError backend-unusable */
-export function describeServed(told: DeviceDescription, shape: TypedShape): ServedDescription {
+/** Of a network device: the address in its configuration space (5.1.4), and that it is there. */
+const netMac = { feature: 5, bytes: 6 } as const;
+const noFeatures = FeatureSet.of();
+
+/** A network device whose back-end gives no address gets one. */
+function withMac(served: ServedDescription, mac: string, { configBytes }: TypedShape): ServedDescription {
+  if (served.config.length > 0) return served;
+  const added = FeatureSet.of(netMac.feature);
+  const config = new Uint8Array(configBytes);
+  config.set(mac.split(':', netMac.bytes).map((byte) => Number.parseInt(byte, 16)));
+  return { ...served, features: served.features.or(added), config, added };
+}
+
+/**
+ * @param mac for a network device
+ * @throws VmsgError backend-unusable
+ */
+export function describeServed(told: DeviceDescription, shape: TypedShape, mac?: string): ServedDescription {
   const { config = new Uint8Array(0) } = told;
   if (!required.isSubsetOf(told.features)) {
     throw unusable('serves a legacy device only: it does not offer VERSION_1');
@@ -28,7 +46,9 @@ export function describeServed(told: DeviceDescription, shape: TypedShape): Serv
   // What the configuration space would explain means nothing without it.
   const unknown = [...(shape.hiddenBits ?? []), ...(isExplained ? [] : (shape.configBits ?? []))];
   const features = told.features.minus(FeatureSet.of(...unknown));
-  return { features, config, queues: queuesOf(config, features, told.queues, shape) };
+  const queues = queuesOf(config, features, told.queues, shape);
+  const served = { features, config, queues, added: noFeatures };
+  return mac === undefined ? served : withMac(served, mac, shape);
 }
 
 function queuesOf(config: Uint8Array, features: FeatureSet, told: number | undefined, shape: TypedShape): number {

@@ -4,17 +4,30 @@ import type { Scheduler } from '../../../kit/scheduler.ts';
 import type { Poller } from '../../../libc/poll.ts';
 import type { Backend, BackendHost } from '../../../ports/backend.ts';
 import { isDeviceBit } from '../../../virtio/features.ts';
-import type { LaneBackendSpec } from '../../lane/protocol.ts';
 import { ShadowBackend } from '../../shadow/shadow-backend.ts';
 import { bridgeVendorId } from '../vendor.ts';
 import { VhostUserControl } from './control.ts';
+import type { Endpoint } from './endpoint.ts';
 import { Link } from './link.ts';
-import { shapeOf } from './shapes.ts';
+import type { SessionParts } from './session.ts';
+import { shapeOf, type VhostUserDevice } from './shapes.ts';
 
 export interface VhostUserParts {
   readonly poller: Poller;
   readonly clock: Clock;
   readonly scheduler: Scheduler;
+  /** Address for a network device whose back-end gives none. */
+  readonly mac?: string;
+}
+
+async function openLink(parts: SessionParts): Promise<Link> {
+  try {
+    return await Link.open(parts);
+  } catch (error) {
+    // Its program may take longer to end than the caller waits; the next start waits for that.
+    void parts.endpoint.close();
+    throw error;
+  }
 }
 
 /**
@@ -23,17 +36,18 @@ export interface VhostUserParts {
  * @throws VmsgError as `Session.open`
  */
 export async function openVhostUser(
-  { socket, device }: Extract<LaneBackendSpec, { type: 'vhost-user' }>,
+  device: VhostUserDevice,
+  endpoint: Endpoint,
   host: BackendHost,
-  { poller, clock, scheduler }: VhostUserParts,
+  { poller, clock, scheduler, mac }: VhostUserParts,
 ): Promise<Backend> {
   const shape = shapeOf(device);
-  const link = await Link.open({ socket, shape, poller, clock });
+  const link = await openLink({ endpoint, shape, poller, clock, ...(mac === undefined ? {} : { mac }) });
   const { features, config, queues } = link.description;
-  const name = `the back-end at ${socket}`;
+  const { name, shadowReason } = endpoint;
   const backend = new ShadowBackend({
     name,
-    shadowReason: 'a vhost-user back-end by its socket gets copies: it may outlive the service and the guest',
+    shadowReason,
     resumes: shape.stateless,
     remote: {
       type: shape.type,
@@ -50,7 +64,10 @@ export async function openVhostUser(
     clock,
     scheduler,
     configWriteMaxBytes: limits.vhostUserConfigMaxBytes,
-    close: async () => link.close(),
+    close: async () => {
+      link.close();
+      await endpoint.close();
+    },
   });
   const away = (reason: string): void => host.away?.(`${name} is away: ${reason}`);
   link.listen({

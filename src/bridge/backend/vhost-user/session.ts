@@ -3,9 +3,9 @@ import { VmsgError } from '../../../kit/errors.ts';
 import { limits } from '../../../kit/limits.ts';
 import { type Closable, Scope } from '../../../kit/scope.ts';
 import { createEventfd, drainEventfd, signalSharedEventfd } from '../../../libc/eventfd.ts';
-import { Fd } from '../../../libc/fd.ts';
+import type { Fd } from '../../../libc/fd.ts';
 import type { Poller } from '../../../libc/poll.ts';
-import { connectUnix, socketPair } from '../../../libc/unix-socket.ts';
+import { socketPair } from '../../../libc/unix-socket.ts';
 import { type QueueStart, VhostDevice } from '../../../vhost-user/device.ts';
 import { protocolFeature, usedProtocolFeatures } from '../../../vhost-user/features.ts';
 import { FrontEnd } from '../../../vhost-user/front-end.ts';
@@ -16,12 +16,14 @@ import type { RingAddresses } from '../../../virtio/queue.ts';
 import { type BounceMemory, memfdBounce } from '../../shadow/bounce-memory.ts';
 import { bounceArea, ShadowMemory } from '../../shadow/shadow-memory.ts';
 import { describeServed, type ServedDescription } from './describe.ts';
+import type { Endpoint } from './endpoint.ts';
 import type { TypedShape } from './shapes.ts';
 
 export interface SessionParts {
-  /** Path of the socket that the back-end listens on. */
-  readonly socket: string;
+  readonly endpoint: Endpoint;
   readonly shape: TypedShape;
+  /** Address for a network device whose back-end gives none. */
+  readonly mac?: string;
   readonly poller: Poller;
   readonly clock: Clock;
 }
@@ -41,12 +43,6 @@ const wantedOfRings = FeatureSet.of(feature.INDIRECT_DESC, feature.EVENT_IDX);
 const required = FeatureSet.of(feature.VERSION_1);
 /** The log of requests in flight is ours. */
 const protocolFeatures = usedProtocolFeatures.minus(FeatureSet.of(protocolFeature.INFLIGHT_SHMFD));
-
-const unconnected = {
-  absent: 'there is no such socket',
-  refused: 'nobody listens on it',
-  busy: 'too many wait for it to accept their connection',
-} as const;
 
 interface Opened {
   readonly scope: Scope;
@@ -112,20 +108,24 @@ export class Session implements Closable {
    *   backend-lost, protocol-violation, system-call
    */
   static async open(parts: SessionParts, events: SessionEvents, opening: Scope): Promise<Session> {
+    const { clock, endpoint } = parts;
     const scope = new Scope();
     const seconds = limits.vhostUserOpenTimeoutMs / 1000;
     let late: VmsgError | undefined;
-    const deadline = parts.clock.after(limits.vhostUserOpenTimeoutMs, () => {
-      late = new VmsgError('unavailable', `${parts.socket}: the back-end does not introduce itself in ${seconds} s`);
-      scope.close();
-    });
+    let deadline: Timer | undefined;
     opening.defer(() => {
-      deadline.cancel();
+      deadline?.cancel();
       scope.close();
     });
     try {
-      const { frontEnd, device } = await introduce(parts, events, scope);
-      const description = describeServed(device.description, parts.shape);
+      const fd = await endpoint.connect(scope);
+      if (scope.closed) throw new VmsgError('unavailable', 'the back-end was given up');
+      deadline = clock.after(limits.vhostUserOpenTimeoutMs, () => {
+        late = new VmsgError('unavailable', `${endpoint.name} does not introduce itself in ${seconds} s`);
+        scope.close();
+      });
+      const { frontEnd, device } = await introduce(fd, parts, events, scope);
+      const description = describeServed(device.description, parts.shape, parts.mac);
       const bounce = await share(device);
       try {
         if (scope.closed) throw late ?? new VmsgError('unavailable', 'the back-end was given up');
@@ -138,7 +138,7 @@ export class Session implements Closable {
       scope.close();
       throw late ?? error;
     } finally {
-      deadline.cancel();
+      deadline?.cancel();
     }
   }
 
@@ -158,10 +158,10 @@ export class Session implements Closable {
   /** @param has what the driver has agreed on. @returns all that are in use. @throws VmsgError */
   async agree(has: (bit: number) => boolean): Promise<FeatureSet> {
     this.isUsed = true;
-    const { features } = this.description;
+    const { features, added } = this.description;
     const deviceBits = features.bits().filter((bit) => isDeviceBit(bit) && has(bit));
     const chosen = required.or(features.and(wantedOfRings)).with(...deviceBits);
-    await this.#opened.device.agree(chosen);
+    await this.#opened.device.agree(chosen.minus(added));
     return chosen;
   }
 
@@ -223,7 +223,9 @@ export class Session implements Closable {
 
   /** @throws VmsgError */
   async readConfig(offset: number, length: number): Promise<Uint8Array> {
-    const config = await this.#opened.device.readConfig(this.description.config.length);
+    const { config: known, added } = this.description;
+    // With features that we add the configuration is ours too.
+    const config = added.bits().length > 0 ? known : await this.#opened.device.readConfig(known.length);
     return config.subarray(offset, offset + length);
   }
 
@@ -247,10 +249,7 @@ export class Session implements Closable {
 
 const closedError = (): VmsgError => new VmsgError('backend-lost', 'the connection to the back-end has ended');
 
-async function introduce({ socket, shape, poller, clock }: SessionParts, events: SessionEvents, scope: Scope) {
-  const fd = connectUnix(socket, 'stream');
-  if (!(fd instanceof Fd)) throw new VmsgError('unavailable', `${socket}: ${unconnected[fd]}`);
-  scope.own(fd);
+async function introduce(fd: Fd, { shape, poller, clock }: SessionParts, events: SessionEvents, scope: Scope) {
   const messenger = scope.own(openMessenger());
   const channelOf = (end: Fd): SocketChannel => scope.own(new SocketChannel(end, messenger, poller));
   const frontEnd = new FrontEnd(channelOf(fd), clock, {

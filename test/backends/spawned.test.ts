@@ -1,0 +1,127 @@
+import assert from 'node:assert/strict';
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, afterEach, before, test } from 'node:test';
+import { membersOf } from '../../src/bridge/backend/vhost-user/spawn/processes.ts';
+import { BlkDriver, connect, type GuestBus } from '../../src/guest/index.ts';
+import { type BackendName, backendProgram } from '../support/backend-programs.ts';
+import { leadersIn } from '../support/programs.ts';
+import { eventually, ServiceHome, type ServiceProcess } from '../support/service-process.ts';
+
+const names: readonly BackendName[] = ['qemu-storage-daemon', 'virtiofsd', 'passt', 'vhost-device-vsock'];
+
+const home = new ServiceHome(
+  {
+    domains: { guest: {} },
+    buses: { bus: { domain: 'guest', transport: 'loopback', role: 'driver' } },
+    backends: {
+      disk: { type: 'qemu-storage-daemon', path: 'disk,1.img', queues: 2 },
+      share: { type: 'virtiofsd', directory: 'shared', tag: 'shared' },
+      net: {
+        type: 'passt',
+        address: '10.219.0.2',
+        prefixLength: 24,
+        gateway: '10.219.0.1',
+        dns: [],
+        ipv4Only: true,
+      },
+      vsock: { type: 'vhost-device-vsock', guestCid: 3, hostSocket: 'host.sock' },
+    },
+    attachments: {
+      disk: { bus: 'bus', backend: 'disk', deviceNumber: 1 },
+      share: { bus: 'bus', backend: 'share', deviceNumber: 2 },
+      net: { bus: 'bus', backend: 'net', deviceNumber: 3 },
+      vsock: { bus: 'bus', backend: 'vsock', deviceNumber: 4 },
+    },
+  },
+  { programs: Object.fromEntries(names.map((name) => [name, { command: backendProgram(name).command }])) },
+);
+const file = join(home.directory, 'disk,1.img');
+const attachments = ['disk', 'share', 'net', 'vsock'] as const;
+
+let service: ServiceProcess;
+const buses: GuestBus[] = [];
+
+before(async () => {
+  writeFileSync(file, Buffer.alloc(1 << 20));
+  mkdirSync(join(home.directory, 'shared'));
+  service = await home.start();
+});
+afterEach(() => {
+  for (const bus of buses.splice(0)) bus.close();
+});
+after(async () => {
+  if (service.alive) await service.kill();
+  home.remove();
+});
+
+const isActive = (id: string) =>
+  eventually(
+    async () => {
+      const { status } = await service.attachment(id);
+      return status.state === 'active' ? status : undefined;
+    },
+    `${id} is active`,
+    1500,
+  );
+
+/** The first process of the program of a backend. */
+const leaderOf = (backend: string): number => leadersIn(home.programsPath).find((one) => one.backend === backend)!.pid;
+
+async function openDisk(): Promise<BlkDriver> {
+  const bus = await connect({ path: home.busPath('bus'), reconnect: { totalMs: 60_000 } });
+  buses.push(bus);
+  return await BlkDriver.open(bus, 1, {});
+}
+
+const pattern = (seed: number): Uint8Array => Uint8Array.from({ length: 64 * 1024 }, (_, i) => (i * seed) & 0xff);
+
+test('each of the four is started and serves its device', async () => {
+  const types = await Promise.all(attachments.map(async (id) => (await isActive(id)).deviceType));
+  assert.deepEqual(types, ['blk', 'fs', 'net', 'vsock']);
+});
+
+test('a disk holds what a guest writes, also when its program is killed in between', async () => {
+  const blk = await openDisk();
+  await blk.write(8, pattern(3));
+  await blk.flush();
+  assert.deepEqual(new Uint8Array(readFileSync(file).subarray(4096, 4096 + 65536)), pattern(3));
+  const killed = leaderOf('disk');
+  process.kill(killed, 'SIGKILL');
+  await blk.write(256, pattern(5));
+  assert.deepEqual(await blk.read(8, 65536), pattern(3));
+  assert.deepEqual(await blk.read(256, 65536), pattern(5));
+  assert.notEqual(leaderOf('disk'), killed);
+});
+
+test('each of the four comes back when it is killed', async () => {
+  for (const id of attachments) {
+    await isActive(id);
+    const killed = leaderOf(id);
+    process.kill(killed, 'SIGKILL');
+    await eventually(async () => (membersOf(killed).length === 0 ? true : undefined), `${id} is gone`);
+    await eventually(async () => {
+      const { state } = (await service.attachment(id)).status;
+      return state === 'active' && leadersIn(home.programsPath).some(({ backend }) => backend === id) ? true : undefined;
+    }, `${id} is back`);
+    assert.notEqual(leaderOf(id), killed);
+  }
+});
+
+test('nothing is left when the service is killed, and everything is there again after its next start', async () => {
+  const before = leadersIn(home.programsPath).map(({ pid }) => pid);
+  assert.equal(before.length, attachments.length);
+  await service.kill();
+  const left = () => before.flatMap(membersOf);
+  await eventually(async () => (left().length === 0 ? true : undefined), 'all have ended');
+  service = await home.start();
+  for (const id of attachments) await isActive(id);
+});
+
+test('nothing is left when the service ends', async () => {
+  const before = leadersIn(home.programsPath).map(({ pid }) => pid);
+  assert.equal(before.length, attachments.length);
+  assert.equal(await service.stop(), 0);
+  assert.deepEqual(before.flatMap(membersOf), []);
+  assert.deepEqual(readdirSync(home.programsPath), []);
+});
