@@ -6,7 +6,7 @@ import { required, type Values, wholeNumber } from './values.ts';
 /** One option of `vmsg backend add` and the field of the spec that it sets. */
 interface FieldOption {
   readonly field: string;
-  readonly kind: 'text' | 'path' | 'number' | 'flag';
+  readonly kind: 'text' | 'path' | 'number' | 'flag' | 'list' | 'ports';
 }
 
 const fieldOptions: Readonly<Record<string, FieldOption>> = {
@@ -19,6 +19,22 @@ const fieldOptions: Readonly<Record<string, FieldOption>> = {
   greeting: { field: 'greeting', kind: 'text' },
   // Of a vhost-user back-end, where `device` is a type, not a number.
   serves: { field: 'device', kind: 'text' },
+  mode: { field: 'mode', kind: 'text' },
+  format: { field: 'format', kind: 'text' },
+  directory: { field: 'directory', kind: 'path' },
+  tag: { field: 'tag', kind: 'text' },
+  sandbox: { field: 'sandbox', kind: 'text' },
+  mac: { field: 'mac', kind: 'text' },
+  address: { field: 'address', kind: 'text' },
+  'prefix-length': { field: 'prefixLength', kind: 'number' },
+  gateway: { field: 'gateway', kind: 'text' },
+  dns: { field: 'dns', kind: 'list' },
+  'ipv4-only': { field: 'ipv4Only', kind: 'flag' },
+  'host-loopback': { field: 'hostLoopback', kind: 'flag' },
+  forward: { field: 'ports', kind: 'ports' },
+  'guest-cid': { field: 'guestCid', kind: 'number' },
+  'host-socket': { field: 'hostSocket', kind: 'path' },
+  program: { field: 'program', kind: 'text' },
   bus: { field: 'bus', kind: 'text' },
   device: { field: 'deviceNumber', kind: 'number' },
   'data-path': { field: 'dataPath', kind: 'text' },
@@ -46,7 +62,25 @@ function fieldValue(values: Values, name: string, { kind }: FieldOption, io: Cli
   if (kind === 'flag') return true;
   const text = required(values, name);
   if (kind === 'path') return resolvePath(io, text);
+  if (kind === 'list') return text === '' ? [] : text.split(',');
+  if (kind === 'ports') return forwardedPorts(text);
   return kind === 'number' ? wholeNumber(text, `--${name}`) : text;
+}
+
+const forwardedPort = /^(?:(tcp|udp):)?(?:(\d+(?:\.\d+){3}):)?(\d+)(?::(\d+))?$/;
+
+/** `[udp:][ADDRESS:]PORT[:GUESTPORT],...` as the field of a network. @throws CliError */
+export function forwardedPorts(text: string): object[] {
+  return text.split(',').map((part) => {
+    const [, protocol, hostAddress, hostPort, guestPort] = forwardedPort.exec(part) ?? [];
+    if (hostPort === undefined) throw usageError(`--forward takes [udp:][ADDRESS:]PORT[:GUESTPORT],..., not '${part}'`);
+    return {
+      ...(protocol === undefined ? {} : { protocol }),
+      ...(hostAddress === undefined ? {} : { hostAddress }),
+      hostPort: Number(hostPort),
+      ...(guestPort === undefined ? {} : { guestPort: Number(guestPort) }),
+    };
+  });
 }
 
 /** The body of `PUT /v1/backends/{id}`; the service judges which fields a type has. */

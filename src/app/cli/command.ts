@@ -24,9 +24,24 @@ const help = `vmsg: virtio-msg buses for VMs
                                                   --type guest --bus ID --device N
                                                       [--data-path auto|direct|shadow]
                                                   --type bridge --socket PATH --device N
-                                                  --type vhost-user --socket PATH
+                                                  --type vhost-user --socket PATH [--mode connect|listen]
                                                       --serves blk|net|fs|vsock|rng|i2c
+                                             programs that the service starts:
+                                                  --type qemu-storage-daemon --path FILE [--format FORMAT]
+                                                      [--read-only] [--queues N]
+                                                  --type virtiofsd --directory DIR --tag TAG [--read-only]
+                                                      [--sandbox namespace|none]
+                                                  --type passt [--mac MAC] [--address IP --prefix-length N]
+                                                      [--gateway IP] [--dns IP,...] [--ipv4-only]
+                                                      [--host-loopback] [--forward PORTS]
+                                                  --type vhost-device-vsock --guest-cid N --host-socket PATH
+                                                  --type program --program NAME
   vmsg attach BUS BACKEND [--id ID] [--number N]
+  vmsg attach BUS --disk FILE [--format FORMAT] [--read-only]
+  vmsg attach BUS --directory DIR [--tag TAG] [--read-only]
+  vmsg attach BUS --network [--mac MAC] [--forward [udp:][ADDRESS:]PORT[:GUESTPORT],...]
+  vmsg attach BUS --vsock CID --host-socket PATH
+                                             the last four make the backend too: [--name ID] [--id ID] [--number N]
   vmsg detach ATTACHMENT
   vmsg attachment ls|show|add|rm [ID]        add: --bus ID --backend ID [--number N]
   vmsg events                                what happens, until the service ends

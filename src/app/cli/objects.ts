@@ -117,7 +117,7 @@ export type ObjectName = keyof typeof objectCommands;
 
 const print = (io: CliIo, value: unknown): void => void io.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
 
-const pathOf = (kind: Kind, id: string): string => `/v1/${kind}/${encodeURIComponent(id)}`;
+export const pathOf = (kind: Kind, id: string): string => `/v1/${kind}/${encodeURIComponent(id)}`;
 
 /** `vmsg domain|bus|backend|attachment ls|show|add|rm`. @returns exit code */
 export async function runObjectCommand(name: ObjectName, args: string[], api: ApiClient, io: CliIo): Promise<number> {
@@ -166,10 +166,9 @@ export async function put(
     return;
   }
   const outcome = status === 201 ? 'created' : 'unchanged or updated';
-  const { deviceNumber } = resource.status as { deviceNumber?: number | null };
-  io.stdout.write(
-    `${kind}/${id} ${outcome}${typeof deviceNumber === 'number' ? `, device number ${deviceNumber}` : ''}\n`,
-  );
+  const { deviceNumber, reason } = resource.status as { deviceNumber?: number | null; reason?: string | null };
+  const number = typeof deviceNumber === 'number' ? `, device number ${deviceNumber}` : '';
+  io.stdout.write(`${kind}/${id} ${outcome}${number}${typeof reason === 'string' ? `: ${reason}` : ''}\n`);
 }
 
 export async function remove(kind: Kind, id: string, api: ApiClient, io: CliIo): Promise<void> {

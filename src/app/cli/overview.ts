@@ -3,9 +3,8 @@ import type { Resource } from '../../bridge/commands.ts';
 import type { ApiClient } from './api-client.ts';
 import { exitCode, usageError } from './exit-codes.ts';
 import type { CliIo } from './io.ts';
-import { objectCommands, put, remove } from './objects.ts';
+import { objectCommands, remove } from './objects.ts';
 import { table } from './table.ts';
-import { wholeNumber } from './values.ts';
 
 /** `vmsg ls`: buses and what is attached to them. */
 export async function runLs(args: string[], api: ApiClient, io: CliIo): Promise<number> {
@@ -19,29 +18,6 @@ export async function runLs(args: string[], api: ApiClient, io: CliIo): Promise<
   const { bus, attachment } = objectCommands;
   io.stdout.write(`${table(bus.header, buses.map(bus.row))}\n`);
   io.stdout.write(table(attachment.header, attachments.map(attachment.row)));
-  return exitCode.ok;
-}
-
-/** `vmsg attach BUS BACKEND`. */
-export async function runAttach(args: string[], api: ApiClient, io: CliIo): Promise<number> {
-  const { values, positionals } = parseArgs({
-    args,
-    allowPositionals: true,
-    options: { id: { type: 'string' }, number: { type: 'string' }, json: { type: 'boolean' } },
-  });
-  const [bus, backend, ...surplus] = positionals;
-  if (bus === undefined || backend === undefined || surplus.length > 0) {
-    throw usageError('vmsg attach takes a bus and a backend');
-  }
-  const number = values.number === undefined ? {} : { deviceNumber: wholeNumber(values.number, '--number') };
-  await put(
-    'attachments',
-    values.id ?? `${bus}.${backend}`,
-    { bus, backend, ...number },
-    api,
-    io,
-    values.json === true,
-  );
   return exitCode.ok;
 }
 

@@ -1,11 +1,12 @@
 import type { ApiClient } from './api-client.ts';
 import { apiTarget } from './api-target.ts';
+import { runAttach } from './attach.ts';
 import { exitCode, usageError } from './exit-codes.ts';
 import type { CliIo } from './io.ts';
 import { runMetrics } from './metrics.ts';
 import { type ObjectName, objectCommands, runObjectCommand } from './objects.ts';
 import { runChannels, runShares } from './observations.ts';
-import { runAttach, runDetach, runEvents, runLs } from './overview.ts';
+import { runDetach, runEvents, runLs } from './overview.ts';
 
 type ApiCommand = (args: string[], api: ApiClient, io: CliIo) => Promise<number>;
 
