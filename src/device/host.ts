@@ -4,28 +4,28 @@ import type { Clock, Timer } from '../kit/clock.ts';
 import type { ErrnoName } from '../kit/errno.ts';
 import { limits } from '../kit/limits.ts';
 import type { Scheduler } from '../kit/scheduler.ts';
-import type { Backend, BackendHost, BackendRequest } from '../ports/backend.ts';
+import type { Backend, BackendHost } from '../ports/backend.ts';
 import { FeatureSet, feature } from '../virtio/features.ts';
 import { ringLayout } from '../virtio/geometry.ts';
-import { QueueFault } from '../virtio/queue.ts';
-import { openDeviceQueue } from '../virtio/rings.ts';
 import type { TransportRequest, TransportResponse } from '../virtio-msg/transport-messages.ts';
 import type { DeviceLink, ServedDevice, SharedDeviceMemory } from './endpoint.ts';
+import { LocalQueues } from './local-queues.ts';
 import type { DeviceModel, DeviceState } from './model.ts';
-import { QueueRunner } from './queue-runner.ts';
+import type { QueueDescriptors, QueueEngine, RingBackend } from './queue-engine.ts';
 import type { DeviceRecovery } from './recovery.ts';
 import { restoredConfig } from './restored-config.ts';
 import { type DeviceEffect, type DeviceInput, initialState, isRunning, step } from './state.ts';
 
 export interface DeviceHostOptions {
   readonly model: DeviceModel;
-  readonly backend: Backend;
+  readonly backend: Backend | RingBackend;
   readonly scheduler: Scheduler;
   readonly clock: Clock;
   readonly recovery: DeviceRecovery | undefined;
-  /** How data reaches the backend; `direct` by default. */
   /** Status or reason changed; for the event stream. */
   readonly onStatus: (status: number, reason: string | null) => void;
+  /** What works on the queues has ended by itself: the device leaves the bus. */
+  readonly onGone?: (reason: string) => void;
 }
 
 const notificationData = FeatureSet.of(feature.NOTIFICATION_DATA);
@@ -46,7 +46,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
   #model: DeviceModel;
   #state: DeviceState;
   #link: DeviceLink | undefined;
-  readonly #runners = new Map<number, QueueRunner>();
+  readonly #engine: QueueEngine;
   /** Queues that continue from their in-flight log at the driver's first kick. */
   readonly #suspended = new Set<number>();
   readonly #waiting = new BoundedQueue<PendingRequest>(limits.devicePendingRequests);
@@ -60,8 +60,6 @@ export class DeviceHost implements ServedDevice, BackendHost {
   #kept = new Uint8Array(0);
   /** The service or the attachment ends: no queue starts any more, also for a driver that sets the device up now. */
   #ending = false;
-  #requests = 0;
-  #bytes = 0;
 
   constructor(options: DeviceHostOptions) {
     this.#o = options;
@@ -69,6 +67,13 @@ export class DeviceHost implements ServedDevice, BackendHost {
     this.dataPath = options.backend.shadowReason === undefined ? 'direct' : 'shadow';
     this.#model = options.model;
     this.#state = initialState(options.model, options.backend.description.config);
+    const owner = {
+      failed: (reason: string) => this.failed(reason),
+      gone: (reason: string) => options.onGone?.(reason),
+    };
+    const { backend, scheduler } = options;
+    this.#engine =
+      'openQueues' in backend ? backend.openQueues(owner) : new LocalQueues(backend, scheduler, owner);
   }
 
   get deviceType(): number {
@@ -83,9 +88,16 @@ export class DeviceHost implements ServedDevice, BackendHost {
     return this.#reason ?? this.#away;
   }
 
-  /** Requests completed and bytes moved since the device was attached. */
-  get work(): { requests: number; bytes: number } {
-    return { requests: this.#requests, bytes: this.#bytes };
+  get work(): ServedDevice['work'] {
+    return this.#engine.work;
+  }
+
+  get takesDescriptors(): boolean {
+    return this.#engine.useDescriptors !== undefined;
+  }
+
+  useDescriptors(queue: number, descriptors: QueueDescriptors | undefined): void {
+    this.#engine.useDescriptors?.(queue, descriptors);
   }
 
   get sharedMemory(): readonly SharedDeviceMemory[] {
@@ -102,13 +114,14 @@ export class DeviceHost implements ServedDevice, BackendHost {
 
   queues(): { index: number; size: number; inFlight: number }[] {
     return this.#state.queues.flatMap((queue, index) =>
-      queue.enabled ? [{ index, size: queue.size, inFlight: this.#runners.get(index)?.inFlight ?? 0 }] : [],
+      queue.enabled ? [{ index, size: queue.size, inFlight: this.#engine.inFlight(index) }] : [],
     );
   }
 
   /** A driver is there. `resume` keeps what the recovery memory holds; otherwise the device is in reset. */
   connect(link: DeviceLink, resume: boolean): void {
     this.#link = link;
+    this.#engine.connect(link);
     this.#model = this.#modelFor(link);
     const { model, recovery } = this.#o;
     const saved = resume ? recovery?.load(model, this.#state.config) : undefined;
@@ -142,20 +155,25 @@ export class DeviceHost implements ServedDevice, BackendHost {
 
   /** The driver is gone: back to reset, without answers. `done` when the backend has let go of its memory. */
   disconnect(done: () => void): void {
+    const link = this.#link;
     this.#link = undefined;
     this.#dropRequests();
     const resetting = this.#state.resetting;
     this.#setState({ ...this.#state, resetting: true, waiting: null });
     // A reset that the driver asked for goes on by itself.
-    if (resetting) this.#stopQueues(done);
-    else this.#reset(done);
+    const left = (): void => {
+      if (link === undefined) done();
+      else this.#engine.disconnect(link, done);
+    };
+    if (resetting) this.#stopQueues(left);
+    else this.#reset(left);
   }
 
   /** Lets requests in flight complete towards the driver and keeps everything that a resume needs. */
   suspend(done: () => void): void {
     this.#ending = true;
     this.#dropRequests();
-    this.#eachRunner((runner, ended) => runner.drain(ended), done);
+    this.#engine.drainAll(done);
   }
 
   onRequest(request: TransportRequest, token: number): void {
@@ -165,9 +183,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
 
   /** The driver made buffers available. Hot path: anything but a running queue is ignored. */
   onAvailable(queue: number): void {
-    const runner = this.#runners.get(queue);
-    if (runner !== undefined) runner.kick();
-    else if (this.#suspended.delete(queue)) this.#startQueue(queue, true);
+    if (!this.#engine.kick(queue) && this.#suspended.delete(queue)) this.#startQueue(queue, true);
   }
 
   onRevoked(area: number): void {
@@ -279,7 +295,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
         return;
       case 'halt':
         this.#suspended.clear();
-        for (const runner of this.#runners.values()) runner.stop(() => {});
+        this.#engine.halt();
         return;
       case 'reset':
         this.#resetForDriver();
@@ -310,9 +326,8 @@ export class DeviceHost implements ServedDevice, BackendHost {
 
   #activate(): void {
     this.#activated = true;
-    const { driverFeatures } = this.#state;
     const keep = (bytes: Uint8Array): void => this.#keep(bytes);
-    this.#o.backend.activate((bit) => driverFeatures.has(bit), { kept: this.#kept, keep });
+    this.#engine.activate(this.#state.driverFeatures, { kept: this.#kept, keep });
   }
 
   #keep(bytes: Uint8Array): void {
@@ -322,46 +337,20 @@ export class DeviceHost implements ServedDevice, BackendHost {
   }
 
   #startQueue(index: number, resume: boolean): void {
-    const link = this.#link;
     const queue = this.#state.queues[index];
-    if (link === undefined || queue === undefined || !isRunning(this.#state)) return;
-    const log = this.#o.recovery?.log(index, ringLayout(this.#state.driverFeatures), queue.size);
+    if (this.#link === undefined || queue === undefined || !isRunning(this.#state)) return;
+    const { driverFeatures: features } = this.#state;
+    const log = this.#o.recovery?.log(index, ringLayout(features), queue.size);
     if (!resume) log?.reset();
-    if (this.#ending) return;
-    const opened = openDeviceQueue({ ...queue, index, features: this.#state.driverFeatures }, link.space, log);
-    if (opened instanceof QueueFault) {
-      this.failed(`queue ${index}: ${opened.detail}`);
-      return;
-    }
-    const owner = {
-      handle: (request: BackendRequest) => this.#o.backend.handle(this.#counted(request)),
-      cancel: (queueIndex: number, finish: boolean) => this.#o.backend.cancel?.(queueIndex, finish),
-      notifyUsed: (queueIndex: number) => this.#link?.used(queueIndex),
-      faulted: (queueIndex: number, fault: QueueFault) => this.failed(`queue ${queueIndex}: ${fault.detail}`),
-    };
-    const runner = new QueueRunner(opened, owner, this.#o.scheduler, this.#o.backend.description.maxInFlight);
-    this.#runners.set(index, runner);
-    runner.kick();
-    // What the last process published may not have been announced.
-    if (resume && opened.needsInterrupt()) link.used(index);
-  }
-
-  #counted(request: BackendRequest): BackendRequest {
-    this.#requests += 1;
-    this.#bytes += request.readableBytes + request.writableBytes;
-    return request;
+    if (!this.#ending) this.#engine.start({ ...queue, index, features }, log, resume);
   }
 
   #stopQueue(index: number): void {
-    const ended = (): void => {
-      this.#runners.delete(index);
+    this.#suspended.delete(index);
+    this.#engine.stop(index, () => {
       this.#o.recovery?.resetLog(index);
       this.#feed({ kind: 'queue-stopped', index });
-    };
-    const runner = this.#runners.get(index);
-    this.#suspended.delete(index);
-    if (runner === undefined) ended();
-    else runner.stop(ended);
+    });
   }
 
   #resetForDriver(): void {
@@ -379,7 +368,7 @@ export class DeviceHost implements ServedDevice, BackendHost {
     });
     this.#stopQueues(() => {
       stuck.cancel();
-      if (this.#activated) this.#o.backend.deactivate();
+      if (this.#activated) this.#engine.deactivate();
       this.#activated = false;
       this.#kept = new Uint8Array(0);
       this.#o.recovery?.clear();
@@ -390,18 +379,6 @@ export class DeviceHost implements ServedDevice, BackendHost {
 
   #stopQueues(done: () => void): void {
     this.#suspended.clear();
-    this.#eachRunner((runner, ended) => runner.stop(ended), done);
-  }
-
-  #eachRunner(end: (runner: QueueRunner, ended: () => void) => void, done: () => void): void {
-    let left = this.#runners.size;
-    if (left === 0) done();
-    for (const [index, runner] of [...this.#runners]) {
-      end(runner, () => {
-        this.#runners.delete(index);
-        left -= 1;
-        if (left === 0) done();
-      });
-    }
+    this.#engine.stopAll(done);
   }
 }

@@ -1,4 +1,4 @@
-import type { Backend } from '../ports/backend.ts';
+import type { BackendBase } from '../ports/backend.ts';
 
 /**
  * The configuration of a backend, with what a driver had written to it where the backend takes that again.
@@ -7,7 +7,7 @@ import type { Backend } from '../ports/backend.ts';
  * @param refused called later when the backend took its time and then did not take it: the driver counts on it
  */
 export function restoredConfig(
-  backend: Backend,
+  backend: BackendBase,
   config: Uint8Array,
   saved: Uint8Array,
   refused: (reason: string) => void,

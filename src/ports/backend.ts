@@ -58,11 +58,8 @@ export interface BackendHost {
   gone?(reason: string): void;
 }
 
-/**
- * What serves one device, inside a lane. The bridge owns features, status, queues and recovery; a backend
- * only sees requests while the driver is ready. Calls come one at a time.
- */
-export interface Backend {
+/** What every kind of backend has. Calls come one at a time. */
+export interface BackendBase {
   readonly description: BackendDescription;
   /** The data is copied on its way: why. Absent where the backend works on the guest's memory. */
   readonly shadowReason?: string;
@@ -70,6 +67,17 @@ export interface Backend {
   readonly resumes?: boolean;
   /** Memory that the device shares with its driver (GET_SHM), as sealed memfds that the backend owns. */
   readonly sharedMemory?: readonly { readonly id: number; readonly fd: number; readonly length: number }[];
+  /** Applies a driver's write to the configuration space in full, or refuses it in full; the next call comes after. */
+  writeConfig(offset: number, data: Uint8Array): boolean | Promise<boolean>;
+  /** Releases everything; resolves when nothing of it touches guest memory or files any more. */
+  close(): Promise<void>;
+}
+
+/**
+ * What serves one device, inside a lane. The bridge owns features, status, queues and recovery; a backend
+ * only sees requests while the driver is ready.
+ */
+export interface Backend extends BackendBase {
   /**
    * DRIVER_OK was set, or a device that was ready is resumed. `has` tells which feature bits were negotiated.
    * @param memory may be used until `deactivate`; absent where nothing outlives the process
@@ -82,10 +90,6 @@ export interface Backend {
    * @param finish the driver still waits for answers: a backend that cannot tell the two apart may wait a little
    */
   cancel?(queue: number, finish: boolean): void;
-  /** Applies a driver's write to the configuration space in full, or refuses it in full; the next call comes after. */
-  writeConfig(offset: number, data: Uint8Array): boolean | Promise<boolean>;
   /** The device was reset; all requests are completed. */
   deactivate(): void;
-  /** Releases everything; resolves when nothing of it touches guest memory or files any more. */
-  close(): Promise<void>;
 }
