@@ -54,17 +54,19 @@ export function laneOptions(
       console: (spec, host) => openConsole(spec, poller, systemClock, host),
       rng: (spec, host) => openRng(spec, systemRandom, host),
       shm: async ({ bytes }) => new ShmBackend(bytes),
-      'vhost-user': ({ device, socket, mode }, host, onReady) => {
+      'vhost-user': (spec, host, { onReady, directWay }) => {
+        const { socket, mode } = spec;
         const endpoint = mode === 'listen' ? new ListeningEndpoint(socket, doors, onReady) : socketEndpoint(socket);
-        return openVhostUser(device, endpoint, host, { ...common, poller });
+        return openVhostUser(spec, endpoint, host, directWay, { ...common, poller });
       },
-      program: (spec, host) => {
-        const { backend, program, device, mac } = spec;
+      program: (spec, host, { directWay }) => {
+        const { backend, program, mac } = spec;
         const log = (level: 'info' | 'warn', text: string) =>
           emit({ type: 'program-log', backend, program, level, text });
-        const parts = { clock: systemClock, log, searchPath: process.env.PATH ?? '' };
-        const endpoint = new SpawnedEndpoint(spec, parts, programs);
-        return openVhostUser(device, endpoint, host, { ...common, poller, ...(mac === undefined ? {} : { mac }) });
+        const spawning = { clock: systemClock, log, searchPath: process.env.PATH ?? '' };
+        const endpoint = new SpawnedEndpoint(spec, spawning, programs);
+        const parts = { ...common, poller, ...(mac === undefined ? {} : { mac }) };
+        return openVhostUser(spec, endpoint, host, directWay, parts);
       },
       template: async ({ greeting }) => new TemplateBackend(greeting),
     },

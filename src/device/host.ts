@@ -24,8 +24,6 @@ export interface DeviceHostOptions {
   readonly recovery: DeviceRecovery | undefined;
   /** Status or reason changed; for the event stream. */
   readonly onStatus: (status: number, reason: string | null) => void;
-  /** What works on the queues has ended by itself: the device leaves the bus. */
-  readonly onGone?: (reason: string) => void;
 }
 
 const notificationData = FeatureSet.of(feature.NOTIFICATION_DATA);
@@ -67,13 +65,9 @@ export class DeviceHost implements ServedDevice, BackendHost {
     this.dataPath = options.backend.shadowReason === undefined ? 'direct' : 'shadow';
     this.#model = options.model;
     this.#state = initialState(options.model, options.backend.description.config);
-    const owner = {
-      failed: (reason: string) => this.failed(reason),
-      gone: (reason: string) => options.onGone?.(reason),
-    };
+    const owner = { failed: (reason: string) => this.failed(reason) };
     const { backend, scheduler } = options;
-    this.#engine =
-      'openQueues' in backend ? backend.openQueues(owner) : new LocalQueues(backend, scheduler, owner);
+    this.#engine = 'openQueues' in backend ? backend.openQueues(owner) : new LocalQueues(backend, scheduler, owner);
   }
 
   get deviceType(): number {

@@ -65,13 +65,17 @@ export class LoopbackResources implements GuestResources {
     }
   }
 
-  openKick(reference: number, onKick: () => void): { close(): void } | ErrnoName {
+  takeEventfd = (reference: number): Fd | ErrnoName => {
     const fd = this.#take(reference);
     if (fd === undefined) return 'ENOENT';
-    if (!isEventfd(fd.number)) {
-      fd.close();
-      return 'EPERM';
-    }
+    if (isEventfd(fd.number)) return fd;
+    fd.close();
+    return 'EPERM';
+  };
+
+  openKick(reference: number, onKick: () => void): { close(): void } | ErrnoName {
+    const fd = this.takeEventfd(reference);
+    if (typeof fd === 'string') return fd;
     try {
       const watch = this.#poller.watch(fd.number, () => {
         if (drainEventfd(fd.number)) onKick();

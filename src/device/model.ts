@@ -36,10 +36,10 @@ export interface DeviceState {
   readonly waiting: TransportRequest | null;
 }
 
-/** Features that the bridge brings for every device; VERSION_1 and ACCESS_PLATFORM are required of drivers. */
-const bridgeFeatures = [
-  feature.VERSION_1,
-  feature.ACCESS_PLATFORM,
+/** Features that the bridge brings for every device, required of drivers. */
+const bridgeFeatures = [feature.VERSION_1, feature.ACCESS_PLATFORM];
+/** What the bridge's own rings can do. */
+const ringFeatures = [
   feature.INDIRECT_DESC,
   feature.EVENT_IDX,
   feature.RING_PACKED,
@@ -51,8 +51,17 @@ const featureBlocksMin = 2;
 
 /** The device that a backend describes. */
 export function deviceModel(description: BackendDescription, maxMessageSize: number): DeviceModel {
-  const { deviceType, vendorId, uuid, featureBits, queueSizes, queueReset = true } = description;
-  const offered = FeatureSet.of(...bridgeFeatures, ...(queueReset ? [feature.RING_RESET] : []), ...featureBits);
+  const {
+    deviceType,
+    vendorId,
+    uuid,
+    featureBits,
+    queueSizes,
+    queueReset = true,
+    ringBits = ringFeatures,
+  } = description;
+  const reset = queueReset ? [feature.RING_RESET] : [];
+  const offered = FeatureSet.of(...bridgeFeatures, ...ringBits, ...reset, ...featureBits);
   return {
     deviceType,
     vendorId,

@@ -1,12 +1,14 @@
 import { type ErrnoName, errno } from '../kit/errno.ts';
 import type { CallTarget, GuestResources } from '../ports/bus.ts';
-import { queueNotifyCall, queueNotifyKick } from '../virtio-msg/bus-messages.ts';
+import { queueNotifyCall, queueNotifyKick, queueNotifyProgram } from '../virtio-msg/bus-messages.ts';
+import type { DeviceEndpoint } from './endpoint.ts';
 
 interface Signals {
   kick: { close(): void } | undefined;
   call: CallTarget | undefined;
 }
 
+const everyFlag = queueNotifyKick | queueNotifyCall | queueNotifyProgram;
 const keyOf = (device: number, queue: number): number => device * 0x10000 + queue;
 
 /** Queues whose notifications do not travel as messages (QUEUE_NOTIFY), for one connection. */
@@ -33,6 +35,30 @@ export class QueueSignals {
     this.clearQueue(request.device, request.queue);
     if (kick !== undefined || call !== undefined)
       this.#byQueue.set(keyOf(request.device, request.queue), { kick, call });
+    return 0;
+  }
+
+  /** Gives both directions to the program that works on the queue. @returns 0 or an errno */
+  setForProgram(
+    request: { device: number; queue: number; flags: number; kick: number; call: number },
+    device: DeviceEndpoint,
+  ): number {
+    if (request.flags !== everyFlag) return errno.EINVAL;
+    const { queue } = request;
+    // Where the guest has no descriptors its way is joined with the program's here.
+    const { takeEventfd } = this.#resources;
+    if (takeEventfd === undefined) return this.set(request, () => device.onAvailable(queue, 0));
+    const kick = takeEventfd(request.kick);
+    if (typeof kick === 'string') return errno[kick];
+    const call = takeEventfd(request.call);
+    if (typeof call === 'string') {
+      kick.close();
+      return errno[call];
+    }
+    this.clearQueue(request.device, queue);
+    device.useDescriptors?.(queue, { kick, call });
+    const taken = { close: () => device.useDescriptors?.(queue, undefined) };
+    this.#byQueue.set(keyOf(request.device, queue), { kick: taken, call: undefined });
     return 0;
   }
 

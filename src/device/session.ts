@@ -11,6 +11,7 @@ import {
   deviceRemoved,
   queueNotifyCall,
   queueNotifyKick,
+  queueNotifyProgram,
 } from '../virtio-msg/bus-messages.ts';
 import type { BusMessage, Dialect, TransportMessage } from '../virtio-msg/dialect.ts';
 import { headerBytes, type MessageHeader } from '../virtio-msg/header.ts';
@@ -21,6 +22,8 @@ import type { DeviceEndpoint, DeviceLink } from './endpoint.ts';
 import type { FlightRecorder } from './flight-recorder.ts';
 import { QueueSignals } from './queue-signals.ts';
 import { SharedMemory } from './shared-memory.ts';
+
+const queueNotifyFlags = queueNotifyKick | queueNotifyCall | queueNotifyProgram;
 
 export interface SessionOptions {
   readonly connection: GuestConnection;
@@ -214,8 +217,10 @@ export class BusSession implements ChannelHandler {
     if (!this.#o.connection.outOfBandKicks) return errno.EOPNOTSUPP;
     const host = this.#o.devices.get(body.device);
     if (host === undefined) return errno.ENODEV;
-    if (body.queue >= host.queueCount || (body.flags & ~(queueNotifyKick | queueNotifyCall)) !== 0) return errno.EINVAL;
-    return this.#signals.set(body, () => host.onAvailable(body.queue, 0));
+    if (body.queue >= host.queueCount || (body.flags & ~queueNotifyFlags) !== 0) return errno.EINVAL;
+    if ((body.flags & queueNotifyProgram) === 0) return this.#signals.set(body, () => host.onAvailable(body.queue, 0));
+    if (!host.takesDescriptors) return errno.EPERM;
+    return body.flags === queueNotifyProgram ? 0 : this.#signals.setForProgram(body, host);
   }
 
   #sendResult(name: 'REGION_ADD' | 'REGION_DEL' | 'QUEUE_NOTIFY' | 'DEVICE_BIND', token: number, result: number): void {

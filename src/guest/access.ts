@@ -12,6 +12,8 @@ export interface OwnRegion extends Closable {
 
 /** A way of its own for the notifications of one queue (QUEUE_NOTIFY). It outlives connections. */
 export interface QueueSignal extends Closable {
+  /** Both directions are for a program that works on the queue, not for the service. */
+  readonly forProgram: boolean;
   /** Hands both directions over on a connection. @returns the references for QUEUE_NOTIFY */
   offer(transport: GuestTransport): { readonly kick: number; readonly call: number };
   start(onUsed: () => void): void;
@@ -26,7 +28,7 @@ export interface BusAccess extends Closable {
    * @throws VmsgError 'limit-reached' when the kernel does not share as much
    */
   makeRegion(bytes: number, peer: number | undefined): OwnRegion;
-  makeQueueSignal(): QueueSignal;
+  makeQueueSignal(forProgram: boolean): QueueSignal;
   /** Domain that reaches the memory of a device itself; undefined: it is the service that does. */
   peerOf(device: number): number | undefined;
   /** Memory that is granted page by page; undefined where memory is shared in regions. */

@@ -8,6 +8,7 @@ import {
   deviceRemoved,
   queueNotifyCall,
   queueNotifyKick,
+  queueNotifyProgram,
 } from '../virtio-msg/bus-messages.ts';
 import type { CanonicalMessage } from '../virtio-msg/dialect.ts';
 import { type MessageHeader, typeBus } from '../virtio-msg/header.ts';
@@ -168,7 +169,7 @@ export class GuestBus extends Emitter<BusEvents> {
 
   /** Makes a signal the authoritative notification path of a queue (QUEUE_NOTIFY). */
   async queueNotify(device: number, queue: number, signal: QueueSignal, phase: Phase = 'normal'): Promise<void> {
-    const flags = queueNotifyKick | queueNotifyCall;
+    const flags = queueNotifyKick | queueNotifyCall | (signal.forProgram ? queueNotifyProgram : 0);
     const { errno } = await this.#offer(
       'QUEUE_NOTIFY',
       (transport) => ({ device, queue, flags, ...signal.offer(transport) }),
@@ -178,8 +179,8 @@ export class GuestBus extends Emitter<BusEvents> {
   }
 
   /** A signal for `queueNotify`; the caller closes it. */
-  makeQueueSignal(): QueueSignal {
-    return this.#access.makeQueueSignal();
+  makeQueueSignal(forProgram: boolean): QueueSignal {
+    return this.#access.makeQueueSignal(forProgram);
   }
 
   async #releaseGrants(first: number, count: number): Promise<void> {

@@ -2,7 +2,7 @@ import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 import { Scope } from '../kit/scope.ts';
 import { drainDoorbell } from '../libc/doorbell.ts';
-import { createEventfd, signalEventfd } from '../libc/eventfd.ts';
+import { createEventfd, drainEventfd, signalEventfd } from '../libc/eventfd.ts';
 import type { Fd } from '../libc/fd.ts';
 import { Mapping } from '../libc/mapping.ts';
 import { createMemfd } from '../libc/memfd.ts';
@@ -41,8 +41,8 @@ export class LoopbackAccess implements BusAccess {
     }
   }
 
-  makeQueueSignal(): QueueSignal {
-    return new DescriptorSignal(this.#poller);
+  makeQueueSignal(forProgram: boolean): QueueSignal {
+    return forProgram ? new EventfdSignal(this.#poller) : new DescriptorSignal(this.#poller);
   }
 
   peerOf(): undefined {
@@ -52,8 +52,44 @@ export class LoopbackAccess implements BusAccess {
   close(): void {}
 }
 
+/** An eventfd for each direction. */
+class EventfdSignal implements QueueSignal {
+  readonly forProgram = true;
+  readonly #poller: Poller;
+  readonly #scope = new Scope();
+  readonly #kick: Fd;
+  readonly #call: Fd;
+
+  constructor(poller: Poller) {
+    this.#poller = poller;
+    this.#kick = this.#scope.own(createEventfd());
+    this.#call = this.#scope.own(createEventfd());
+  }
+
+  offer(transport: GuestTransport): { readonly kick: number; readonly call: number } {
+    const kick = transport.sendDescriptors([this.#kick.number, this.#call.number]);
+    return { kick, call: kick + 1 };
+  }
+
+  start(onUsed: () => void): void {
+    const watch = this.#poller.watch(this.#call.number, () => {
+      if (drainEventfd(this.#call.number)) onUsed();
+    });
+    this.#scope.own(watch);
+  }
+
+  kick(): void {
+    if (!this.#scope.closed) signalEventfd(this.#kick.number);
+  }
+
+  close(): void {
+    this.#scope.close();
+  }
+}
+
 /** An eventfd towards the device and a socket from it. */
 class DescriptorSignal implements QueueSignal {
+  readonly forProgram = false;
   readonly #poller: Poller;
   readonly #scope = new Scope();
   readonly #kick: Fd;

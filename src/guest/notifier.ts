@@ -1,3 +1,4 @@
+import { queueNotifyProgram } from '../virtio-msg/bus-messages.ts';
 import type { QueueSignal } from './access.ts';
 import type { GuestBus } from './bus.ts';
 import type { Phase } from './bus-types.ts';
@@ -11,6 +12,13 @@ export interface Notifier {
   kick(next: number): void;
   /** Idempotent. */
   close(): void;
+}
+
+/** Whether another program works on the queues of a device, so that notifications can go to it without the service. */
+export async function hasProgram(bus: GuestBus, device: number): Promise<boolean> {
+  if (!bus.terms.queueNotify) return false;
+  const question = { device, queue: 0, flags: queueNotifyProgram, kick: 0, call: 0 };
+  return (await bus.busRequest('QUEUE_NOTIFY', question)).errno === 0;
 }
 
 /** EVENT_AVAIL and EVENT_USED; the bus delivers the latter. */

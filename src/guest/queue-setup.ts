@@ -9,7 +9,7 @@ import { setVqueueFlags, vqueueEnabled } from '../virtio-msg/transport-messages.
 import type { GuestBuffer } from './buffer.ts';
 import type { GuestBus } from './bus.ts';
 import type { GuestMemory } from './memory.ts';
-import { messageNotifier, type Notifier, signalNotifier } from './notifier.ts';
+import { hasProgram, messageNotifier, type Notifier, signalNotifier } from './notifier.ts';
 import { indirectEntries, type QueueOptions, VirtQueue } from './queue.ts';
 
 export interface QueueParts {
@@ -43,7 +43,7 @@ export async function openQueue(
 ): Promise<VirtQueue> {
   const size = await chooseSize(parts);
   const memory = allocate(parts.memory, size, parts.features);
-  const notifier = makeNotifier(parts, memory.buffers);
+  const notifier = await makeNotifier(parts, memory.buffers);
   const queue = new VirtQueue({ index: parts.index, notifier, ...memory }, onFault);
   register(queue);
   await configure(parts, memory.rings.setup, size);
@@ -51,7 +51,7 @@ export async function openQueue(
   return queue;
 }
 
-const hasOwnSignal = ({ notify = 'messages' }: QueueOptions): boolean => notify !== 'messages';
+const hasOwnSignal = ({ notify }: QueueOptions): boolean => notify === 'own' || notify === 'descriptors';
 
 async function chooseSize({ bus, memory, device, index, features, options }: QueueParts): Promise<number> {
   if (hasOwnSignal(options) && !bus.terms.queueNotify) {
@@ -127,10 +127,14 @@ async function configure({ bus, device, index }: QueueParts, rings: RingAddresse
   }
 }
 
-function makeNotifier({ bus, device, index, options }: QueueParts, buffers: readonly GuestBuffer[]): Notifier {
-  if (!hasOwnSignal(options)) return messageNotifier(bus, device, index);
+async function makeNotifier(
+  { bus, device, index, options }: QueueParts,
+  buffers: readonly GuestBuffer[],
+): Promise<Notifier> {
   try {
-    return signalNotifier(bus, device, index, bus.makeQueueSignal());
+    const forProgram = options.notify !== 'messages' && (await hasProgram(bus, device));
+    if (!forProgram && !hasOwnSignal(options)) return messageNotifier(bus, device, index);
+    return signalNotifier(bus, device, index, bus.makeQueueSignal(forProgram));
   } catch (error) {
     for (const buffer of buffers) buffer.free();
     throw error;

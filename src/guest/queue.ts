@@ -19,10 +19,11 @@ export interface QueueOptions {
   /** Entries, a power of two unless the rings are packed; 128 by default, less when the device has less. */
   readonly size?: number;
   /**
-   * 'messages' (the default): EVENT_AVAIL and EVENT_USED. 'own': a way of this queue's own, which does not pass through
-   * the rings of the bus: an eventfd and a socket, on Xen an event channel. 'descriptors' is an older name of 'own'.
+   * 'messages': EVENT_AVAIL and EVENT_USED. 'own': a way of this queue's own, which does not pass through the rings of the
+   * bus: an eventfd and a socket, on Xen an event channel. 'auto' (the default): where another program works on the
+   * queue, a way of its own to that program; else messages. 'descriptors' is an older name of 'own'.
    */
-  readonly notify?: 'messages' | 'own' | 'descriptors';
+  readonly notify?: 'auto' | 'messages' | 'own' | 'descriptors';
 }
 
 /** Buffers of a chain with an indirect table, at most. */

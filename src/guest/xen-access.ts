@@ -267,9 +267,9 @@ export class XenAccess implements BusAccess {
     return makePool(shares, domid, bytes);
   }
 
-  makeQueueSignal(): QueueSignal {
+  makeQueueSignal(forProgram: boolean): QueueSignal {
     const { channels, service } = this.reached;
-    return new ChannelSignal(channels, service);
+    return new ChannelSignal(channels, service, forProgram);
   }
 
   peerOf(device: number): number | undefined {

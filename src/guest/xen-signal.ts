@@ -3,11 +3,13 @@ import type { QueueSignal } from './access.ts';
 
 /** An event channel of one queue, for both directions. */
 export class ChannelSignal implements QueueSignal {
+  readonly forProgram: boolean;
   readonly #channel: EventChannel;
   #onUsed: (() => void) | undefined;
 
   /** @throws HypervisorError */
-  constructor(channels: EventChannels, remote: Domid) {
+  constructor(channels: EventChannels, remote: Domid, forProgram: boolean) {
+    this.forProgram = forProgram;
     this.#channel = channels.bindUnbound(remote, () => this.#onUsed?.());
   }
 

@@ -7,6 +7,8 @@ export interface BackendDescription {
   readonly uuid: Uint8Array;
   /** Device-specific feature bits (0..23, 50..127); the bridge adds those of the transport and the ring. */
   readonly featureBits: readonly number[];
+  /** Bits of what rings can do that the backend can: INDIRECT_DESC, EVENT_IDX, RING_PACKED, IN_ORDER, NOTIFICATION_DATA. All without it. */
+  readonly ringBits?: readonly number[];
   /** Largest size of each virtqueue; the length is the number of queues. */
   readonly queueSizes: readonly number[];
   /** Configuration space at attach time. */

@@ -1,4 +1,5 @@
 import type { ErrnoName } from '../kit/errno.ts';
+import type { Closable } from '../kit/scope.ts';
 import type { AddressSpace } from './memory.ts';
 
 /** The frame transport of one bus connection, whatever carries it: a ring, FF-A registers, a simulator. */
@@ -13,6 +14,11 @@ export interface BusPort {
   flush(): boolean;
   /** Asks for a doorbell. @returns false when frames arrived meanwhile: receive again */
   sleep(): boolean;
+}
+
+/** A descriptor that belongs to who has it. */
+export interface HandedFd extends Closable {
+  readonly number: number;
 }
 
 /** Rings a guest for one queue. */
@@ -34,6 +40,8 @@ export interface GuestResources {
   /** Listens to a queue's kicks; the reference is used up. */
   openKick(reference: number, onKick: () => void): { close(): void } | ErrnoName;
   openCall(reference: number): CallTarget | ErrnoName;
+  /** Hands an eventfd of the guest on; the reference is used up. Undefined where a guest has none. */
+  readonly takeEventfd?: (reference: number) => HandedFd | ErrnoName;
   /** Hands a descriptor of ours over; it stays ours. @returns the reference by which messages may name it */
   give(fd: number): number | ErrnoName;
   /** Ends a reference that a refused request named; one that is used up already is ignored. */

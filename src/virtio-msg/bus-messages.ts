@@ -65,7 +65,10 @@ export const busRequests = {
     id: 0x8a,
     request: layout('QUEUE_NOTIFY request', ours('QUEUE_NOTIFY'), 16, {
       device: u16(0, 'device number'),
-      flags: u16(2, 'bit 0: kick is given; bit 1: call is given; none: back to EVENT_AVAIL and EVENT_USED'),
+      flags: u16(
+        2,
+        'bit 0: kick is given; bit 1: call is given; neither: back to EVENT_AVAIL and EVENT_USED; bit 2: the way is that of another program that works on the queue',
+      ),
       queue: u32(4, 'virtqueue index'),
       kick: u32(8, 'loopback: descriptor index; Xen: event channel port'),
       call: u32(12, 'loopback: descriptor index; Xen: event channel port'),
@@ -138,6 +141,11 @@ export const deviceRemoved = 2;
 export const regionReadOnly = 1;
 export const queueNotifyKick = 1;
 export const queueNotifyCall = 2;
+/**
+ * Kick and call are those of a program that works on the queue itself; on the loopback bus both are eventfds. EPERM where
+ * there is none. Alone it asks for that, and changes nothing.
+ */
+export const queueNotifyProgram = 4;
 
 export type BusRequest = RequestOf<typeof busRequests>;
 export type BusResponse = ResponseOf<typeof busRequests>;

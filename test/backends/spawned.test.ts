@@ -102,7 +102,9 @@ test('each of the four comes back when it is killed', async () => {
     await eventually(async () => (membersOf(killed).length === 0 ? true : undefined), `${id} is gone`);
     await eventually(async () => {
       const { state } = (await service.attachment(id)).status;
-      return state === 'active' && leadersIn(home.programsPath).some(({ backend }) => backend === id) ? true : undefined;
+      return state === 'active' && leadersIn(home.programsPath).some(({ backend }) => backend === id)
+        ? true
+        : undefined;
     }, `${id} is back`);
     assert.notEqual(leaderOf(id), killed);
   }

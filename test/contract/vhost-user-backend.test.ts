@@ -56,18 +56,22 @@ class Bench {
   readonly gone: string[] = [];
   readonly configs: { offset: number; data: Uint8Array }[] = [];
 
-  open(device: VhostUserDevice = 'blk'): Promise<Backend> {
+  async open(device: VhostUserDevice = 'blk'): Promise<Backend> {
     const host = new LateBackendHost((reason) => this.gone.push(reason));
     host.bind({
       configChanged: (offset, data) => this.configs.push({ offset, data }),
       failed: (reason) => this.failures.push(reason),
       away: (reason) => this.absences.push(reason),
     });
-    return openVhostUser(device, socketEndpoint(this.peer.path), host, {
+    const spec = { type: 'vhost-user', device, socket: this.peer.path } as const;
+    const way = { ruledOut: undefined, ruleOut: () => {} };
+    const opened = await openVhostUser(spec, socketEndpoint(this.peer.path), host, way, {
       poller: this.poller,
       clock: impatient,
       scheduler: systemScheduler,
     });
+    assert('handle' in opened);
+    return opened;
   }
 
   async close(): Promise<void> {

@@ -1,3 +1,4 @@
+import { errno } from '../../src/kit/errno.ts';
 import { Mapping } from '../../src/libc/mapping.ts';
 import { type AddressSpace, TranslateFault } from '../../src/ports/memory.ts';
 import { blkConfig, blkRequestHead, blkRequestType, blkStatus } from '../../src/virtio/blk.ts';
@@ -157,6 +158,8 @@ export class PeerBus {
       const flags = this.queueSetup === undefined ? 0 : 1;
       return { index: body.index, maxSize: 64, size, flags, descAddr, driverAddr, deviceAddr };
     }
+    // No program works on its queues.
+    if (name === 'QUEUE_NOTIFY') return { errno: errno.EPERM };
     throw new Error(`the peer has no answer to ${name}`);
   }
 

@@ -1,5 +1,7 @@
+import type { RingBackend } from '../../device/queue-engine.ts';
 import type { Backend, BackendHost } from '../../ports/backend.ts';
 import type { LaneBackendSpec } from '../lane/protocol.ts';
+import type { DirectWay } from './vhost-user/data-path.ts';
 
 /** Backends that run in the lane; the others are reached by messages. */
 export type LocalBackendType = Exclude<LaneBackendSpec['type'], 'guest' | 'bridge'>;
@@ -8,9 +10,15 @@ export type LocalBackendType = Exclude<LaneBackendSpec['type'], 'guest' | 'bridg
 export type BackendFactory<T extends LocalBackendType = LocalBackendType> = (
   spec: Extract<LaneBackendSpec, { type: T }>,
   host: BackendHost,
-  /** Tells that a backend that could not be opened for now can be. */
-  onReady: () => void,
-) => Promise<Backend>;
+  attachment: AttachmentHooks,
+) => Promise<Backend | RingBackend>;
+
+/** What a backend may tell of its attachment, and what it told when it was opened before. */
+export interface AttachmentHooks {
+  /** A backend that could not be opened for now can be. */
+  readonly onReady: () => void;
+  readonly directWay: DirectWay;
+}
 
 export type BackendFactories = { readonly [T in LocalBackendType]: BackendFactory<T> };
 

@@ -1,5 +1,6 @@
 import { DeviceHost } from '../../device/host.ts';
 import { deviceModel } from '../../device/model.ts';
+import type { RingBackend } from '../../device/queue-engine.ts';
 import { DeviceRecovery, recoveryBytes } from '../../device/recovery.ts';
 import type { Clock } from '../../kit/clock.ts';
 import type { Scheduler } from '../../kit/scheduler.ts';
@@ -7,7 +8,7 @@ import type { Backend } from '../../ports/backend.ts';
 import type { RecoveryMemory } from '../../ports/recovery.ts';
 
 export interface LocalDeviceOptions {
-  readonly backend: Backend;
+  readonly backend: Backend | RingBackend;
   readonly identity: Uint8Array;
   /** Opens the recovery memory of the device, `length` bytes. */
   readonly memory: (length: number) => RecoveryMemory;

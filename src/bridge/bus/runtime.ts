@@ -2,6 +2,7 @@ import { newCounters } from '../../device/channel.ts';
 import type { ServedDevice } from '../../device/endpoint.ts';
 import { type FlightRecord, FlightRecorder } from '../../device/flight-recorder.ts';
 import type { DeviceHost } from '../../device/host.ts';
+import type { RingBackend } from '../../device/queue-engine.ts';
 import { BusSession } from '../../device/session.ts';
 import type { Clock, Timer } from '../../kit/clock.ts';
 import { VmsgError } from '../../kit/errors.ts';
@@ -89,7 +90,7 @@ export class BusRuntime implements BusTransportHandler {
    * Attaches a device that a backend in this lane serves.
    * @throws VmsgError device-number-taken, limit-reached
    */
-  attach(spec: LaneAttachSpec, backend: Backend, bind: (host: DeviceHost) => void): AttachedDevice {
+  attach(spec: LaneAttachSpec, backend: Backend | RingBackend, bind: (host: DeviceHost) => void): AttachedDevice {
     const { shadowReason } = backend;
     const identity = identityOf(spec);
     const deviceNumber = this.#chooseNumber(spec, identity);

@@ -8,6 +8,15 @@ export const imageFormats = ['raw', 'qcow2', 'qed', 'vdi', 'vhdx', 'vmdk', 'vpc'
 
 const readOnly = Type.Optional(Type.Boolean({ default: false, description: 'Whether guests may only read.' }));
 
+/** How data gets to a vhost-user back-end. */
+export const vhostUserDataPath = Type.Optional(
+  Type.Enum(['auto', 'direct', 'shadow'], {
+    default: 'auto',
+    description:
+      'direct: the back-end works on the memory of the guest, which it may write for as long as it runs. shadow: it gets copies. auto: direct where the service starts it and both sides can do it.',
+  }),
+);
+
 const storageDaemonBackendSpec = Type.Object(
   {
     type: Type.Literal('qemu-storage-daemon', { description: 'A disk that qemu-storage-daemon serves.' }),
@@ -19,6 +28,7 @@ const storageDaemonBackendSpec = Type.Object(
     queues: Type.Optional(
       Type.Integer({ minimum: 1, maximum: limits.blkQueuesMax, default: 1, description: 'Request queues.' }),
     ),
+    dataPath: vhostUserDataPath,
   },
   { ...strict, title: 'QemuStorageDaemonBackendSpec' },
 );
@@ -35,6 +45,7 @@ const virtiofsdBackendSpec = Type.Object(
         description: 'namespace: virtiofsd sees nothing but the directory. none: for where namespaces are forbidden.',
       }),
     ),
+    dataPath: vhostUserDataPath,
   },
   { ...strict, title: 'VirtiofsdBackendSpec' },
 );
@@ -91,6 +102,7 @@ const passtBackendSpec = Type.Object(
         description: 'Ports of the host that lead to the guest.',
       }),
     ),
+    dataPath: vhostUserDataPath,
   },
   { ...strict, title: 'PasstBackendSpec' },
 );
@@ -104,6 +116,7 @@ const vsockBackendSpec = Type.Object(
       description:
         'Unix socket that the program makes: programs of the host connect to it. Ports of the guest connect to it with "_PORT" appended.',
     }),
+    dataPath: vhostUserDataPath,
   },
   { ...strict, title: 'VhostDeviceVsockBackendSpec' },
 );
@@ -112,6 +125,7 @@ const programBackendSpec = Type.Object(
   {
     type: Type.Literal('program', { description: 'A device of a vhost-user program that the config file names.' }),
     program: Type.String({ pattern: '^[a-z0-9][a-z0-9._-]{0,62}$', description: 'Its name in `programs`.' }),
+    dataPath: vhostUserDataPath,
   },
   { ...strict, title: 'ProgramBackendSpec' },
 );

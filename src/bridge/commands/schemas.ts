@@ -2,7 +2,7 @@ import Type, { type Static } from 'typebox';
 import { limits } from '../../kit/limits.ts';
 import { vhostUserDevices } from '../backend/vhost-user/shapes.ts';
 import { absolutePath, busState, count, counters, ids, orNull, peer, reason, strict, u64, words } from './fields.ts';
-import { programBackendSpecs } from './program-schemas.ts';
+import { programBackendSpecs, vhostUserDataPath } from './program-schemas.ts';
 
 /** A type with every level read-only: what leaves the service is not changed by those who get it. */
 export type Frozen<T> = T extends (infer U)[]
@@ -249,6 +249,7 @@ const vhostUserBackendSpec = Type.Object(
         description: 'connect: the back-end listens on the socket. listen: it connects to the service.',
       }),
     ),
+    dataPath: vhostUserDataPath,
   },
   { ...strict, title: 'VhostUserBackendSpec' },
 );

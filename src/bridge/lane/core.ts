@@ -1,3 +1,4 @@
+import type { RingBackend } from '../../device/queue-engine.ts';
 import type { Clock, Timer } from '../../kit/clock.ts';
 import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
@@ -10,6 +11,7 @@ import {
   LateBackendHost,
   type LocalBackendType,
 } from '../backend/factory.ts';
+import type { DirectWay } from '../backend/vhost-user/data-path.ts';
 import { DeviceBus } from '../bus/device-bus.ts';
 import { BusRuntime } from '../bus/runtime.ts';
 import type { RemoteBus } from '../remote/remote-bus.ts';
@@ -47,6 +49,8 @@ interface OpenBus {
   readonly runtime: BusRuntime | DeviceBus;
   /** Runs while guests are not let in because devices are missing. */
   hold: Timer | undefined;
+  /** Attachments whose vhost-user back-ends get copies: why. */
+  readonly noDirectWay: Map<string, string>;
 }
 
 type ServedSpec = Extract<LaneBackendSpec, { type: 'guest' }>;
@@ -94,7 +98,7 @@ export class LaneCore {
   async #openBus(spec: LaneBusSpec): Promise<null> {
     if (this.#buses.has(spec.bus)) throw new VmsgError('in-use', `the lane has a bus ${spec.bus} already`);
     const runtime = this.#o.makeBus(spec, this.#o.emit);
-    this.#buses.set(spec.bus, { spec, runtime, hold: undefined });
+    this.#buses.set(spec.bus, { spec, runtime, hold: undefined, noDirectWay: new Map() });
     return null;
   }
 
@@ -188,8 +192,13 @@ export class LaneCore {
     const open = this.#o.backends[backendSpec.type] as BackendFactory;
     const { bus, attachment } = spec;
     const onReady = (): void => this.#o.emit({ type: 'attachment-ready', bus, attachment });
-    const backend: Backend = await open(backendSpec as never, host, onReady);
+    const backend = await open(backendSpec as never, host, { onReady, directWay: this.#directWay(spec) });
     return await this.#enter(spec, backend, host);
+  }
+
+  #directWay({ bus, attachment }: LaneAttachSpec): DirectWay {
+    const ruledOut = this.#bus(bus).noDirectWay;
+    return { ruledOut: ruledOut.get(attachment), ruleOut: (why) => void ruledOut.set(attachment, why) };
   }
 
   #hostFor({ bus, attachment }: LaneAttachSpec): LateBackendHost {
@@ -199,7 +208,7 @@ export class LaneCore {
     });
   }
 
-  async #enter(spec: LaneAttachSpec, backend: Backend, host: LateBackendHost): Promise<AttachedDevice> {
+  async #enter(spec: LaneAttachSpec, backend: Backend | RingBackend, host: LateBackendHost): Promise<AttachedDevice> {
     try {
       // The bus may have gone while the backend was opened.
       const bus = this.#driverBus(spec.bus);
@@ -213,6 +222,7 @@ export class LaneCore {
   }
 
   async #detach(bus: string, attachment: string): Promise<null> {
+    this.#bus(bus).noDirectWay.delete(attachment);
     await this.#driverBus(bus).detach(attachment);
     return null;
   }

@@ -77,12 +77,19 @@ export type LaneBackendSpec =
       readonly socket: string;
       /** connect by default. */
       readonly mode?: 'connect' | 'listen';
+      readonly dataPath?: VhostUserDataPath;
     }
   | LaneProgramSpec
   /** A device of another bridge's bus. */
   | { readonly type: 'bridge'; readonly socket: string; readonly deviceNumber: number }
   | { readonly type: 'shm'; readonly bytes: number }
   | { readonly type: 'template'; readonly greeting: string };
+
+/**
+ * direct: the back-end works on the guest's memory; shadow: the bridge copies. auto, the default: direct where the service
+ * starts the back-end and both sides can do it.
+ */
+export type VhostUserDataPath = 'auto' | 'direct' | 'shadow';
 
 /** Pieces of one argument; `put` stands for the path of the socket, where QEMU reads it with its commas doubled. */
 export type ProgramArgument = readonly (string | { readonly put: 'socket' | 'qemu-socket' })[];
@@ -109,6 +116,7 @@ export interface LaneProgramSpec {
   readonly restart: 'always' | 'never';
   /** Address that a network device gets whose back-end gives none. */
   readonly mac?: string;
+  readonly dataPath?: VhostUserDataPath;
 }
 
 export interface LaneAttachSpec {

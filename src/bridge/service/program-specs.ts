@@ -152,6 +152,7 @@ export function laneProgramSpec(
     restart,
     ...(openFiles === undefined ? {} : { openFiles }),
     ...(memoryBytes === undefined ? {} : { memoryBytes }),
+    ...(spec.dataPath === undefined ? {} : { dataPath: spec.dataPath }),
     ...(spec.type === 'passt' ? { mac: spec.mac ?? macOf(id) } : {}),
   };
 }

@@ -14,7 +14,7 @@ import type {
 import type { BusSnapshot, DeviceSnapshot, LaneSnapshot } from '../lane/protocol.ts';
 import type { DomainPresence } from './domains.ts';
 import { type Entry, type Inventory, stateOutside } from './inventory.ts';
-import { type ProgramSources, vhostUserDeviceOf } from './program-specs.ts';
+import { isPreset, type ProgramSources, vhostUserDeviceOf } from './program-specs.ts';
 import { isServedElsewhere } from './rules.ts';
 
 /** What a status is made from. */
@@ -91,6 +91,15 @@ function backendStatus({ id, spec }: Entry<'backends'>, { inventory, programs }:
 const deviceTypeOf = (spec: BackendSpec, programs: ProgramSources | undefined): string =>
   vhostUserDeviceOf(spec, programs) ?? (spec.type === 'program' ? 'unknown' : spec.type);
 
+/** As a vhost-user backend begins. */
+function wantsDirect(spec: BackendSpec | undefined): boolean {
+  if (spec === undefined || !('dataPath' in spec)) return isProgram(spec);
+  return spec.dataPath === 'direct' || (spec.dataPath !== 'shadow' && isProgram(spec));
+}
+
+const isProgram = (spec: BackendSpec | undefined): boolean =>
+  spec !== undefined && (spec.type === 'program' || isPreset(spec.type));
+
 /** What an attachment has to say before its device is there. */
 function expected(
   spec: BackendSpec | undefined,
@@ -99,7 +108,9 @@ function expected(
   const deviceType = spec === undefined ? 'unknown' : deviceTypeOf(spec, programs);
   const served = spec === undefined ? undefined : vhostUserDeviceOf(spec, programs);
   if (served !== undefined) {
-    return { deviceType, recovery: shapeOf(served).stateless ? 'resume' : 'reset', dataPath: 'shadow' };
+    const isDirect = wantsDirect(spec);
+    const resumes = !isDirect && shapeOf(served).stateless;
+    return { deviceType, recovery: resumes ? 'resume' : 'reset', dataPath: isDirect ? 'direct' : 'shadow' };
   }
   return isServedElsewhere(spec?.type)
     ? { deviceType, recovery: 'reset', dataPath: 'relayed' }

@@ -2,10 +2,11 @@ import type { Timer } from '../../../kit/clock.ts';
 import { VmsgError } from '../../../kit/errors.ts';
 import { retryDelayMs } from '../../../kit/retry.ts';
 import { type Closable, Scope } from '../../../kit/scope.ts';
+import type { ConnectionEvents, ConnectionParts } from './connection.ts';
 import { type ServedDescription, unlike } from './describe.ts';
-import { Session, type SessionEvents, type SessionParts } from './session.ts';
+import { Session } from './session.ts';
 
-export interface LinkEvents extends Omit<SessionEvents, 'closed'> {
+export interface LinkEvents extends Omit<ConnectionEvents, 'closed'> {
   /** The connection has ended. With a device that keeps state it is the last event. */
   lost(reason: string): void;
   /** Another try to connect has failed. */
@@ -26,7 +27,7 @@ interface Waiter {
 export class Link implements Closable {
   /** What the driver is shown. */
   readonly description: ServedDescription;
-  readonly #parts: SessionParts;
+  readonly #parts: ConnectionParts;
   readonly #old: Session[] = [];
   #events: LinkEvents | undefined;
   /** Lost before somebody listened. */
@@ -40,14 +41,14 @@ export class Link implements Closable {
   #waiting: Waiter[] = [];
   #closed = false;
 
-  private constructor(parts: SessionParts, first: Session) {
+  private constructor(parts: ConnectionParts, first: Session) {
     this.#parts = parts;
     this.#latest = first;
     this.description = first.description;
   }
 
   /** @throws VmsgError as `Session.open` */
-  static async open(parts: SessionParts): Promise<Link> {
+  static async open(parts: ConnectionParts): Promise<Link> {
     const events = new Relay();
     const session = await Session.open(parts, events, new Scope());
     const link = new Link(parts, session);
@@ -159,11 +160,11 @@ export class Link implements Closable {
 const closedError = (): VmsgError => new VmsgError('unavailable', 'the back-end was given up');
 
 /** Events of a connection that nobody follows yet: only its end matters before. */
-class Relay implements SessionEvents {
-  #target: SessionEvents | undefined;
+class Relay implements ConnectionEvents {
+  #target: ConnectionEvents | undefined;
   #ended: string | undefined;
 
-  to(target: SessionEvents): void {
+  to(target: ConnectionEvents): void {
     this.#target = target;
     if (this.#ended !== undefined) target.closed(this.#ended);
   }

@@ -1,16 +1,22 @@
+import type { RingBackend } from '../../../device/queue-engine.ts';
 import type { Clock } from '../../../kit/clock.ts';
 import { limits } from '../../../kit/limits.ts';
 import type { Scheduler } from '../../../kit/scheduler.ts';
 import type { Poller } from '../../../libc/poll.ts';
 import type { Backend, BackendHost } from '../../../ports/backend.ts';
 import { isDeviceBit } from '../../../virtio/features.ts';
+import type { LaneBackendSpec } from '../../lane/protocol.ts';
 import { ShadowBackend } from '../../shadow/shadow-backend.ts';
 import { bridgeVendorId } from '../vendor.ts';
+import type { ConnectionParts } from './connection.ts';
 import { VhostUserControl } from './control.ts';
+import { type DirectWay, reasonForCopies } from './data-path.ts';
+import { openDirect } from './direct/backend.ts';
 import type { Endpoint } from './endpoint.ts';
 import { Link } from './link.ts';
-import type { SessionParts } from './session.ts';
 import { shapeOf, type VhostUserDevice } from './shapes.ts';
+
+type VhostUserSpec = Extract<LaneBackendSpec, { type: 'vhost-user' | 'program' }>;
 
 export interface VhostUserParts {
   readonly poller: Poller;
@@ -20,7 +26,7 @@ export interface VhostUserParts {
   readonly mac?: string;
 }
 
-async function openLink(parts: SessionParts): Promise<Link> {
+async function openLink(parts: ConnectionParts): Promise<Link> {
   try {
     return await Link.open(parts);
   } catch (error) {
@@ -31,20 +37,39 @@ async function openLink(parts: SessionParts): Promise<Link> {
 }
 
 /**
- * A device that a vhost-user back-end serves, with the data copied through memory of ours. A device without state goes
- * on when its back-end comes back; one with state leaves the bus with it.
- * @throws VmsgError as `Session.open`
+ * A device that a vhost-user back-end serves.
+ * @throws VmsgError as `openConnection`, and as `reasonForCopies`
  */
 export async function openVhostUser(
+  spec: VhostUserSpec,
+  endpoint: Endpoint,
+  host: BackendHost,
+  way: DirectWay,
+  parts: VhostUserParts,
+): Promise<Backend | RingBackend> {
+  const reason = reasonForCopies(spec, endpoint, way);
+  if (reason !== undefined) return await openCopied(spec.device, endpoint, reason, host, parts);
+  const { poller, clock, mac } = parts;
+  const shape = shapeOf(spec.device);
+  const refused = (why: string): void => way.ruleOut(why);
+  return await openDirect({ endpoint, shape, poller, clock, host, refused, ...(mac === undefined ? {} : { mac }) });
+}
+
+/**
+ * With the data copied through memory of ours. A device without state goes on when its back-end comes back; one with state
+ * leaves the bus with it.
+ */
+async function openCopied(
   device: VhostUserDevice,
   endpoint: Endpoint,
+  shadowReason: string,
   host: BackendHost,
   { poller, clock, scheduler, mac }: VhostUserParts,
 ): Promise<Backend> {
   const shape = shapeOf(device);
   const link = await openLink({ endpoint, shape, poller, clock, ...(mac === undefined ? {} : { mac }) });
   const { features, config, queues } = link.description;
-  const { name, shadowReason } = endpoint;
+  const { name } = endpoint;
   const backend = new ShadowBackend({
     name,
     shadowReason,

@@ -1,57 +1,20 @@
 import type { Clock, Timer } from '../../../kit/clock.ts';
 import { VmsgError } from '../../../kit/errors.ts';
 import { limits } from '../../../kit/limits.ts';
-import { type Closable, Scope } from '../../../kit/scope.ts';
+import type { Closable, Scope } from '../../../kit/scope.ts';
 import { createEventfd, drainEventfd, signalSharedEventfd } from '../../../libc/eventfd.ts';
 import type { Fd } from '../../../libc/fd.ts';
-import type { Poller } from '../../../libc/poll.ts';
-import { socketPair } from '../../../libc/unix-socket.ts';
-import { type QueueStart, VhostDevice } from '../../../vhost-user/device.ts';
-import { protocolFeature, usedProtocolFeatures } from '../../../vhost-user/features.ts';
-import { FrontEnd } from '../../../vhost-user/front-end.ts';
-import { openDevice } from '../../../vhost-user/negotiation.ts';
-import { openMessenger, SocketChannel } from '../../../vhost-user/socket.ts';
+import type { QueueStart, VhostDevice } from '../../../vhost-user/device.ts';
 import { FeatureSet, feature, isDeviceBit } from '../../../virtio/features.ts';
 import type { RingAddresses } from '../../../virtio/queue.ts';
 import { type BounceMemory, memfdBounce } from '../../shadow/bounce-memory.ts';
 import { bounceArea, ShadowMemory } from '../../shadow/shadow-memory.ts';
-import { describeServed, type ServedDescription } from './describe.ts';
-import type { Endpoint } from './endpoint.ts';
-import type { TypedShape } from './shapes.ts';
-
-export interface SessionParts {
-  readonly endpoint: Endpoint;
-  readonly shape: TypedShape;
-  /** Address for a network device whose back-end gives none. */
-  readonly mac?: string;
-  readonly poller: Poller;
-  readonly clock: Clock;
-}
-
-export interface SessionEvents {
-  /** The back-end has completed requests of a queue. */
-  used(queue: number): void;
-  configChanged(): void;
-  /** It says that a queue is broken. */
-  broken(): void;
-  /** The last event; not told after `close`. */
-  closed(reason: string): void;
-}
+import { type Connection, type ConnectionEvents, type ConnectionParts, openConnection } from './connection.ts';
+import type { ServedDescription } from './describe.ts';
 
 /** What the rings towards the back-end use when they may. */
 const wantedOfRings = FeatureSet.of(feature.INDIRECT_DESC, feature.EVENT_IDX);
 const required = FeatureSet.of(feature.VERSION_1);
-/** The log of requests in flight is ours. */
-const protocolFeatures = usedProtocolFeatures.minus(FeatureSet.of(protocolFeature.INFLIGHT_SHMFD));
-
-interface Opened {
-  readonly scope: Scope;
-  readonly frontEnd: FrontEnd;
-  readonly device: VhostDevice;
-  readonly description: ServedDescription;
-  readonly bounce: BounceMemory;
-}
-
 /** One connection to a back-end, with memory of ours that it works on. */
 export class Session implements Closable {
   readonly description: ServedDescription;
@@ -61,7 +24,8 @@ export class Session implements Closable {
   /** The back-end has completed some. */
   isProven = false;
   readonly #clock: Clock;
-  readonly #opened: Opened;
+  readonly #opened: Connection;
+  readonly #bounce: BounceMemory;
   readonly #kicks: readonly Fd[];
   readonly #calls: readonly Fd[];
   readonly #error: Fd;
@@ -73,10 +37,16 @@ export class Session implements Closable {
   /** Something was completed since the watchdog looked. */
   #moves = false;
 
-  private constructor({ poller, clock }: SessionParts, events: SessionEvents, opened: Opened) {
-    const { scope, description, bounce } = opened;
+  private constructor(
+    { poller, clock }: ConnectionParts,
+    events: ConnectionEvents,
+    opened: Connection,
+    bounce: BounceMemory,
+  ) {
+    const { scope, description } = opened;
     this.#clock = clock;
     this.#opened = opened;
+    this.#bounce = bounce;
     this.description = description;
     const queues = Array.from({ length: description.queues }, (_, queue) => queue);
     this.memory = new ShadowMemory(
@@ -102,44 +72,20 @@ export class Session implements Closable {
   }
 
   /**
-   * Connects, learns what the back-end serves, and shares memory with it, all in a bounded time.
-   * @param opening closed by who wants it no more
-   * @throws VmsgError unavailable: nobody is there, or it does not answer; backend-unusable, backend-refused,
-   *   backend-lost, protocol-violation, system-call
+   * Connects, learns what the back-end serves, and shares memory with it.
+   * @throws VmsgError as `openConnection`
    */
-  static async open(parts: SessionParts, events: SessionEvents, opening: Scope): Promise<Session> {
-    const { clock, endpoint } = parts;
-    const scope = new Scope();
-    const seconds = limits.vhostUserOpenTimeoutMs / 1000;
-    let late: VmsgError | undefined;
-    let deadline: Timer | undefined;
-    opening.defer(() => {
-      deadline?.cancel();
-      scope.close();
-    });
-    try {
-      const fd = await endpoint.connect(scope);
-      if (scope.closed) throw new VmsgError('unavailable', 'the back-end was given up');
-      deadline = clock.after(limits.vhostUserOpenTimeoutMs, () => {
-        late = new VmsgError('unavailable', `${endpoint.name} does not introduce itself in ${seconds} s`);
-        scope.close();
-      });
-      const { frontEnd, device } = await introduce(fd, parts, events, scope);
-      const description = describeServed(device.description, parts.shape, parts.mac);
-      const bounce = await share(device);
+  static open(parts: ConnectionParts, events: ConnectionEvents, opening: Scope): Promise<Session> {
+    return openConnection(parts, events, opening, async (connection, stillThere) => {
+      const bounce = await share(connection.device);
       try {
-        if (scope.closed) throw late ?? new VmsgError('unavailable', 'the back-end was given up');
-        return new Session(parts, events, { scope, frontEnd, device, description, bounce });
+        stillThere();
+        return new Session(parts, events, connection, bounce);
       } catch (error) {
         bounce.close();
         throw error;
       }
-    } catch (error) {
-      scope.close();
-      throw late ?? error;
-    } finally {
-      deadline?.cancel();
-    }
+    });
   }
 
   /**
@@ -243,30 +189,11 @@ export class Session implements Closable {
 
   close(): void {
     this.disconnect();
-    this.#opened.bounce.close();
+    this.#bounce.close();
   }
 }
 
 const closedError = (): VmsgError => new VmsgError('backend-lost', 'the connection to the back-end has ended');
-
-async function introduce(fd: Fd, { shape, poller, clock }: SessionParts, events: SessionEvents, scope: Scope) {
-  const messenger = scope.own(openMessenger());
-  const channelOf = (end: Fd): SocketChannel => scope.own(new SocketChannel(end, messenger, poller));
-  const frontEnd = new FrontEnd(channelOf(fd), clock, {
-    configChanged: () => events.configChanged(),
-    queueCalled: (queue) => events.used(queue),
-    queueFailed: () => events.broken(),
-    closed: ({ message }) => events.closed(message),
-  });
-  scope.own(frontEnd);
-  const openBackEndChannel = () => {
-    const [ours, theirs] = socketPair('stream');
-    return { ours: channelOf(ours), theirs };
-  };
-  const { configBytes, type } = shape;
-  const wanted = { configBytes, queues: 1, deviceId: type, protocolFeatures, openBackEndChannel };
-  return { frontEnd, device: new VhostDevice(frontEnd, await openDevice(frontEnd, wanted)) };
-}
 
 async function share(device: VhostDevice): Promise<BounceMemory> {
   const bounce = memfdBounce(limits.shadowMemoryBytes);

@@ -1,0 +1,90 @@
+import type { RingBackend } from '../../../../device/queue-engine.ts';
+import { VmsgError } from '../../../../kit/errors.ts';
+import { limits } from '../../../../kit/limits.ts';
+import type { BackendDescription, BackendHost } from '../../../../ports/backend.ts';
+import { feature, isDeviceBit } from '../../../../virtio/features.ts';
+import { bridgeVendorId } from '../../vendor.ts';
+import type { ConnectionParts } from '../connection.ts';
+import { Program } from './program.ts';
+import { DirectQueues } from './queues.ts';
+
+/** Of what a ring can do; packed rings are left out because no tested program has them. */
+const ringBits = [feature.INDIRECT_DESC, feature.EVENT_IDX, feature.IN_ORDER];
+
+export interface DirectParts extends ConnectionParts {
+  readonly host: BackendHost;
+  /** This way is ruled out; the device leaves the bus. */
+  readonly refused: (why: string) => void;
+}
+
+/**
+ * A device that a program serves on the guest's own memory. It ends with its program, and comes back, in reset, with the
+ * next one.
+ * @throws VmsgError as `openConnection`
+ */
+export async function openDirect(parts: DirectParts): Promise<RingBackend> {
+  const { endpoint, host, poller, clock } = parts;
+  let queues: DirectQueues | undefined;
+  let isReading = false;
+  const program: Program = await Program.open(parts, {
+    used: () => {},
+    broken: () => host.failed('its program says that a queue is broken'),
+    ended: (reason) => {
+      queues?.close();
+      host.gone?.(`${endpoint.name}: ${reason}`);
+    },
+    configChanged: () => {
+      // With features that we add the configuration is ours too.
+      if (isReading || program.description.added.bits().length > 0) return;
+      isReading = true;
+      void program.do(async ({ device }) => {
+        isReading = false;
+        host.configChanged(0, await device.readConfig(program.description.config.length));
+      });
+    },
+  });
+  const unsuited = (why: string): void => {
+    parts.refused(why);
+    void program.fail(why);
+  };
+  return {
+    description: describe(program, parts),
+    resumes: false,
+    openQueues: (owner) => {
+      queues = new DirectQueues({ program, poller, clock, unsuited }, owner);
+      return queues;
+    },
+    writeConfig: (offset, data) => writeConfig(program, offset, data),
+    close: async () => {
+      await program.close();
+      queues?.close();
+    },
+  };
+}
+
+function describe(program: Program, { shape }: DirectParts): BackendDescription {
+  const { features, config, queues } = program.description;
+  return {
+    deviceType: shape.type,
+    vendorId: bridgeVendorId,
+    uuid: new Uint8Array(16),
+    featureBits: features.bits().filter(isDeviceBit),
+    ringBits: ringBits.filter((bit) => features.has(bit)),
+    config,
+    queueSizes: new Array<number>(queues).fill(limits.queueSizeMax),
+    maxInFlight: limits.queueSizeMax,
+  };
+}
+
+async function writeConfig(program: Program, offset: number, data: Uint8Array): Promise<boolean> {
+  let isWritten = false;
+  await program.do(async ({ device }) => {
+    try {
+      await device.writeConfig(offset, data);
+      isWritten = true;
+    } catch (error) {
+      if (!(error instanceof VmsgError) || error.code !== 'backend-refused') throw error;
+    }
+  });
+  return isWritten;
+}

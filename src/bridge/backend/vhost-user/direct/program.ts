@@ -1,0 +1,143 @@
+import { VmsgError } from '../../../../kit/errors.ts';
+import { limits } from '../../../../kit/limits.ts';
+import { Scope } from '../../../../kit/scope.ts';
+import { type Connection, type ConnectionEvents, type ConnectionParts, openConnection } from '../connection.ts';
+import { type ServedDescription, unlike } from '../describe.ts';
+
+export interface ProgramEvents extends Pick<ConnectionEvents, 'configChanged' | 'used'> {
+  /** The last event: no process of it runs any more. Not told after `close`. */
+  ended(reason: string): void;
+  /** A queue is broken, it says. */
+  broken(): void;
+}
+
+/**
+ * A program that may have memory of a guest, over the connections that it serves, one after the other. What is asked of it
+ * is done in order. Once something fails, it is ended.
+ */
+export class Program {
+  readonly description: ServedDescription;
+  readonly events: ProgramEvents;
+  readonly #parts: ConnectionParts;
+  /** Undefined when there will be none. */
+  #connection: Promise<Connection | undefined>;
+  /** Ends the connection, or its opening. */
+  #scope: Scope;
+  #chain: Promise<void> = Promise.resolve();
+  #end: Promise<void> | undefined;
+  #closed = false;
+
+  private constructor(parts: ConnectionParts, events: ProgramEvents, connection: Connection) {
+    this.#parts = parts;
+    this.events = events;
+    this.description = connection.description;
+    this.#connection = Promise.resolve(connection);
+    this.#scope = connection.scope;
+  }
+
+  /** @throws VmsgError as `openConnection` */
+  static async open(parts: ConnectionParts, events: ProgramEvents): Promise<Program> {
+    let program: Program | undefined;
+    let early: string | undefined;
+    const told = relay(
+      () => program,
+      (reason) => {
+        early = reason;
+      },
+    );
+    program = new Program(parts, events, await openConnection(parts, told, new Scope(), async (opened) => opened));
+    if (early !== undefined) void program.fail(early);
+    return program;
+  }
+
+  /**
+   * Does something with the connection after everything that was asked before. Resolves when it is done, or when the
+   * program has ended over it.
+   */
+  do(work: (connection: Connection) => Promise<void>): Promise<void> {
+    this.#chain = this.#chain.then(async () => {
+      const connection = await this.#connection;
+      if (this.#end !== undefined || connection === undefined) {
+        await this.#end;
+        return;
+      }
+      try {
+        await this.#inTime(() => work(connection));
+      } catch (error) {
+        if (!(error instanceof VmsgError)) throw error;
+        await this.fail(error.message);
+      }
+    });
+    return this.#chain;
+  }
+
+  async #inTime(work: () => Promise<void>): Promise<void> {
+    const limitMs = limits.vhostUserResetTimeoutMs;
+    const why = `it does not do what it shall in ${limitMs / 1000} s`;
+    const late = this.#parts.clock.after(limitMs, () => void this.fail(why));
+    try {
+      await work();
+    } finally {
+      late.cancel();
+    }
+  }
+
+  /**
+   * Takes from the program what it has of the guest, by ending it. What is asked afterwards is asked of a new one.
+   * Resolves when the old one is gone.
+   */
+  renew(): Promise<void> {
+    return this.do(async ({ scope }) => {
+      scope.close();
+      await this.#parts.endpoint.surelyGone?.();
+      if (this.#end === undefined) this.#connection = this.#openAgain();
+    });
+  }
+
+  async #openAgain(): Promise<Connection | undefined> {
+    this.#scope = new Scope();
+    try {
+      const told = relay(
+        () => this,
+        () => {},
+      );
+      const connection = await openConnection(this.#parts, told, this.#scope, async (opened) => opened);
+      const problem = unlike(this.description, connection.description);
+      if (problem !== undefined) throw new VmsgError('backend-unusable', problem);
+      return connection;
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
+      await this.fail(error.message);
+      return undefined;
+    }
+  }
+
+  /** Ends it. @returns when no process of it runs any more */
+  fail(reason: string): Promise<void> {
+    this.#end ??= this.#finish(reason);
+    return this.#end;
+  }
+
+  async #finish(reason: string): Promise<void> {
+    this.#scope.close();
+    await this.#parts.endpoint.surelyGone?.();
+    if (!this.#closed) this.events.ended(reason);
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.fail('it was closed');
+    await this.#parts.endpoint.close();
+  }
+}
+
+const relay = (to: () => Program | undefined, early: (reason: string) => void): ConnectionEvents => ({
+  used: (queue) => to()?.events.used(queue),
+  configChanged: () => to()?.events.configChanged(),
+  broken: () => to()?.events.broken(),
+  closed: (reason) => {
+    const program = to();
+    if (program === undefined) early(reason);
+    else void program.fail(reason);
+  },
+});
