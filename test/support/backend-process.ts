@@ -31,7 +31,7 @@ export class BackendProcess {
     const [file = '', ...first] = program.command;
     const backend = new BackendProcess(spawn(file, [...first, ...args], { stdio: ['ignore', 'pipe', 'pipe'] }));
     while (!isListening(socket)) {
-      if (backend.#hasEnded) throw new Error(`${file} ended at its start: ${backend.#output}`);
+      if (backend.hasEnded) throw new Error(`${file} ended at its start: ${backend.#output}`);
       await sleep(pollMs);
     }
     return backend;
@@ -42,7 +42,7 @@ export class BackendProcess {
     return this.#output;
   }
 
-  get #hasEnded(): boolean {
+  get hasEnded(): boolean {
     return this.#child.exitCode !== null || this.#child.signalCode !== null;
   }
 

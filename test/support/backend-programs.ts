@@ -16,19 +16,25 @@ export function backendProgram(name: BackendName, text = process.env.VMSG_BACKEN
   return found;
 }
 
-/** A raw disk image as vhost-user-blk; the program stays when a connection ends. */
+/** A disk image, raw unless it has another format, as vhost-user-blk; the program stays when a connection ends. */
 export function storageDaemonArguments(options: {
   readonly socket: string;
   readonly file: string;
+  readonly format?: 'raw' | 'qcow2';
   readonly queues: number;
   readonly writable: boolean;
 }): string[] {
-  const { socket, file, queues, writable } = options;
+  const { socket, file, format = 'raw', queues, writable } = options;
   const access = writable ? ['writable=on'] : [];
+  const readOnly = writable ? [] : ['read-only=on'];
+  const image =
+    format === 'raw'
+      ? ['driver=file', 'node-name=disk', `filename=${comma(file)}`]
+      : [`driver=${format}`, 'node-name=disk', 'file.driver=file', `file.filename=${comma(file)}`];
   const where = ['addr.type=unix', `addr.path=${comma(socket)}`];
   return [
     '--blockdev',
-    ['driver=file', 'node-name=disk', `filename=${comma(file)}`, ...(writable ? [] : ['read-only=on'])].join(','),
+    [...image, ...readOnly].join(','),
     '--export',
     ['type=vhost-user-blk', 'id=export', 'node-name=disk', ...where, `num-queues=${queues}`, ...access].join(','),
   ];
@@ -51,7 +57,7 @@ export function virtiofsdArguments(options: {
 }
 
 /** What passt tells a guest, and its own MAC address; with it nothing depends on the host's network. */
-const passtNetwork = { guest: '10.219.0.2', prefixLength: 24, gateway: '10.219.0.1', mac: '9a:55:9a:55:9a:55' };
+export const passtNetwork = { guest: '10.219.0.2', prefixLength: 24, gateway: '10.219.0.1', mac: '9a:55:9a:55:9a:55' };
 
 /** User-mode networking as vhost-user-net; the program stays when a connection ends. */
 export function passtArguments({ socket }: { readonly socket: string }): string[] {
