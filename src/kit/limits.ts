@@ -241,6 +241,8 @@ export const limits = {
   /** A back-end stops its queues and completes what it has taken, or loses its connection. */
   vhostUserResetTimeoutMs: 8_000,
   vhostUserDrainMs: 5_000,
+  /** Before the first try to connect again to a back-end that was lost; somebody starts it anew, which takes less. */
+  vhostUserRetryMinMs: 100,
   /** A back-end with requests that completes none for so long is asked whether it is there. */
   vhostUserWatchdogMs: 15_000,
   /** A back-end that stops a queue may have to wait for its storage first. */

@@ -1,5 +1,5 @@
 import { limits } from './limits.ts';
 
-/** How long to wait after so many failed tries before this one. */
-export const retryDelayMs = (tries: number): number =>
-  Math.min(limits.reconcileRetryMinMs * 2 ** tries, limits.reconcileRetryMaxMs);
+/** How long to wait after so many failed tries before this one. @param minMs after none */
+export const retryDelayMs = (tries: number, minMs: number = limits.reconcileRetryMinMs): number =>
+  Math.min(minMs * 2 ** tries, limits.reconcileRetryMaxMs);

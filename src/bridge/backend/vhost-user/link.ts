@@ -1,5 +1,6 @@
 import type { Timer } from '../../../kit/clock.ts';
 import { VmsgError } from '../../../kit/errors.ts';
+import { limits } from '../../../kit/limits.ts';
 import { retryDelayMs } from '../../../kit/retry.ts';
 import { type Closable, Scope } from '../../../kit/scope.ts';
 import type { ConnectionEvents, ConnectionParts } from './connection.ts';
@@ -110,7 +111,8 @@ export class Link implements Closable {
 
   #plan(): void {
     if (this.#closed) return;
-    this.#timer = this.#parts.clock.after(retryDelayMs(this.#tries), () => void this.#again());
+    const delayMs = retryDelayMs(this.#tries, limits.vhostUserRetryMinMs);
+    this.#timer = this.#parts.clock.after(delayMs, () => void this.#again());
     this.#tries += 1;
   }
 
