@@ -85,6 +85,17 @@ class Bench {
     }, 'the attachment is active');
   }
 
+  /** For a device that may just be leaving, with its program, or coming back. */
+  async persist<T>(use: () => Promise<T>): Promise<T> {
+    return await eventually(async () => {
+      await this.active();
+      return await use().catch((error) => {
+        if (!isVmsgError(error)) throw error;
+        return undefined;
+      });
+    }, 'the device can be used again');
+  }
+
   async bus(): Promise<GuestBus> {
     const bus = await connect({ path: this.home.busPath('bus') });
     this.#buses.push(bus);
@@ -97,10 +108,11 @@ class Bench {
   }
 
   /** Takes the device, uses it and gives it back. */
-  async useOnce(bus: GuestBus): Promise<void> {
+  async useOnce(bus: GuestBus): Promise<true> {
     const job = await this.job(bus);
     await job.run();
     await job.close();
+    return true;
   }
 
   closeBuses(): void {
@@ -197,9 +209,8 @@ function misuseTests(bench: Bench): void {
     const { pid } = bench.service;
     const bus = await bench.bus();
     for (let queue = 0; queue < bench.subject.device.queues; queue++) {
-      await bench.active();
-      await misuse(bus, number, queue);
-      await bench.useOnce(bus);
+      await misuse(() => bench.persist(() => VirtioDevice.open(bus, number)), queue);
+      await bench.persist(() => bench.useOnce(bus));
     }
     assert.ok(bench.service.alive && bench.service.pid === pid);
   });

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type BusRange, type GuestBus, VirtioDevice, VmsgError } from '../../src/guest/index.ts';
+import { type BusRange, type VirtioDevice, VmsgError } from '../../src/guest/index.ts';
 
 /** Lengths of the buffers of a chain that no driver would make, and what its readable bytes hold. */
 interface Chain {
@@ -27,10 +27,10 @@ const chains: readonly Chain[] = [
 /** A device may keep a chain that it cannot make sense of; who waits for longer waits in vain. */
 const patienceMs = 30;
 
-/** Puts every kind of wrong chain into a queue. A device that cannot go on after one is reset for the next. */
-export async function misuse(bus: GuestBus, number: number, queue: number): Promise<void> {
+/** Puts every kind of wrong chain into a queue. @param open takes the device, whatever the chain before did to it */
+export async function misuse(open: () => Promise<VirtioDevice>, queue: number): Promise<void> {
   for (const chain of chains) {
-    const device = await VirtioDevice.open(bus, number);
+    const device = await open();
     try {
       const opened = await device.addQueue(queue);
       await device.start();

@@ -14,6 +14,8 @@ export interface ShadowDescription {
   /** Ranges of it that the driver writes, see `BackendDescription`. */
   readonly driverConfig?: readonly { readonly offset: number; readonly length: number }[];
   readonly queueSizes: readonly number[];
+  /** It gets one buffer of each direction, whatever our driver's are. */
+  readonly oneBuffer?: boolean;
   /** Single queues can be reset. */
   readonly queueReset: boolean;
 }

@@ -195,7 +195,8 @@ export class ShadowBackend implements Backend {
         if (wanted === this.#wanted) this.#fail(`it broke queue ${queue.index}: ${detail}`);
       },
     };
-    queue.open({ ring: new ShadowRing(rings, owner, scheduler), space: control.memory.space, indirect });
+    const { oneBuffer = false } = this.#o.remote;
+    queue.open({ ring: new ShadowRing(rings, owner, scheduler), space: control.memory.space, indirect, oneBuffer });
   }
 
   async #resetQueues(wanted: Activation | undefined): Promise<void> {

@@ -23,6 +23,8 @@ export interface ShadowPath {
   readonly space: BounceSpace;
   /** INDIRECT_DESC was agreed. */
   readonly indirect: boolean;
+  /** A chain has one buffer of each direction at most. */
+  readonly oneBuffer: boolean;
 }
 
 /** Requests of one virtqueue: they wait in order for the serving side and for memory, then are copied there and back. */
@@ -75,7 +77,7 @@ export class ShadowQueue {
     const path = this.#path;
     if (path === undefined || this.#held) return;
     for (let request = this.#waiting.peek(); request !== undefined; request = this.#waiting.peek()) {
-      const shape = shapeOf(request, path.indirect, path.ring.size);
+      const shape = shapeOf(request, path);
       if (shape.bytes > 0 && !this.#submit(request, shape, path)) return;
       this.#waiting.shift();
       if (shape.bytes === 0) request.complete(0);
@@ -179,15 +181,16 @@ const lengthsOf = (parts: readonly Uint8Array[]): number[] => parts.map(({ lengt
 const sum = (lengths: readonly number[]): number => lengths.reduce((total, length) => total + length, 0);
 
 /** The driver's descriptors stay what they are, as far as the ring can take so many. */
-function shapeOf(request: BackendRequest, indirect: boolean, ringSize: number): Shape {
+function shapeOf(request: BackendRequest, { indirect, oneBuffer, ring }: ShadowPath): Shape {
   let readable = lengthsOf(request.readable);
   let writable = lengthsOf(request.writable);
   const readableBytes = sum(readable);
   const writableBytes = sum(writable);
-  const count = readable.length + writable.length;
-  if (!indirect && count > ringSize) {
+  let count = readable.length + writable.length;
+  if (oneBuffer || (!indirect && count > ring.size)) {
     readable = readableBytes > 0 ? [readableBytes] : [];
     writable = writableBytes > 0 ? [writableBytes] : [];
+    count = readable.length + writable.length;
   }
   const tableBytes = indirect && count > 1 ? count * descBytes : 0;
   return { tableBytes, readableBytes, bytes: tableBytes + readableBytes + writableBytes, readable, writable };

@@ -83,6 +83,7 @@ async function openCopied(
       ...(shape.driverConfig === undefined ? {} : { driverConfig: shape.driverConfig }),
       queueSizes: new Array<number>(queues).fill(limits.shadowRingEntries),
       queueReset: true,
+      oneBuffer: shape.oneBuffer ?? false,
     },
     control: new VhostUserControl(link, clock),
     host,

@@ -12,6 +12,8 @@ export interface DeviceShape {
   readonly hiddenBits?: readonly number[];
   /** Ranges of the configuration space that the driver writes. */
   readonly driverConfig?: readonly { readonly offset: number; readonly length: number }[];
+  /** A back-end may take one buffer of each direction at most, whatever the driver's are. */
+  readonly oneBuffer?: boolean;
   /** Queues that the device has at least; all, where nothing speaks of more. */
   readonly queues: number;
   /** How many queues the configuration space speaks of. */
@@ -33,6 +35,8 @@ const shapes = {
     configBits: [3, 5, 16],
     // The control queue is served by front-ends, ours has none: what needs it, with more pairs of queues, goes.
     hiddenBits: [2, ...range(17, 23), ...range(50, 63)],
+    // passt ends when a frame has two.
+    oneBuffer: true,
     queues: 2,
     stateless: true,
   },
