@@ -13,6 +13,7 @@ import { FsGuest, type FsNode } from '../support/fs-guest.ts';
 import { fuseRoot } from '../support/fuse-wire.ts';
 import { arpOf, ipv4, type UdpDatagram } from '../support/net-frames.ts';
 import { NetGuest, netFeature } from '../support/net-guest.ts';
+import { eventually } from '../support/service-process.ts';
 import { VsockGuest, type VsockStream } from '../support/vsock-guest.ts';
 import type { Job } from './contract.ts';
 
@@ -179,7 +180,8 @@ export async function netJob(bus: GuestBus, number: number, features: readonly n
 
 const hostPort = 5000;
 const listeningPort = 6000;
-const streamBytes = 300 * 1024;
+/** More than the buffers on the way take. */
+const streamBytes = 768 * 1024;
 
 /** Bytes in both directions over a connection that the guest has made, then over one that a program of the host has. */
 export async function vsockJob(bus: GuestBus, number: number, hostSocket: string): Promise<Job> {
@@ -190,14 +192,16 @@ export async function vsockJob(bus: GuestBus, number: number, hostSocket: string
     seed += 1;
     const [up, down] = [pattern(streamBytes, 2 * seed), pattern(streamBytes, 2 * seed + 1)];
     host.write(down);
-    const [, found, heard] = await Promise.all([
-      stream.write(up),
-      stream.readAll(down.length),
-      readBytes(host, up.length),
+    const waits = stream.creditWaits;
+    const written = stream.write(up);
+    await Promise.race([
+      written,
+      eventually(async () => stream.creditWaits > waits || undefined, 'there is no room left'),
     ]);
+    const [found, heard] = await Promise.all([stream.readAll(down.length), readBytes(host, up.length), written]);
     mustEqual(found, down, 'what the host sent');
     mustEqual(heard, up, 'what the guest sent');
-    assert.ok(stream.creditWaits > 0, 'it has waited for room');
+    assert.ok(stream.creditWaits > waits, 'it has waited for room');
   };
   const fromGuest = async (): Promise<void> => {
     const server = createServer();
@@ -215,12 +219,12 @@ export async function vsockJob(bus: GuestBus, number: number, hostSocket: string
     } finally {
       server.close();
     }
-    await assert.rejects(guest.connect(hostPort), /refuses/);
   };
   const fromHost = async (): Promise<void> => {
     const accepted = guest.accept(listeningPort);
     const host = netConnect(hostSocket);
     await once(host, 'connect');
+    host.on('error', () => {});
     host.write(`CONNECT ${listeningPort}\n`);
     const stream = await Promise.race([accepted, guest.failed]);
     const line = await readLine(host);

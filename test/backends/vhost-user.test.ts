@@ -12,7 +12,7 @@ import { contentOf, imageProblem, VersionedLoad } from '../support/versioned-loa
 
 const blocks = 256;
 const lanes = 8;
-const kills = 20;
+const kills = 100;
 
 const home = new ServiceHome({
   domains: { guest: {} },
@@ -84,7 +84,7 @@ test(`the back-end is killed ${kills} times; nothing acknowledged is lost`, asyn
   running.catch(() => {});
   const random = new SeededRandom(7);
   for (let n = 0; n < kills; n++) {
-    await sleep(20 + random.below(60));
+    await sleep(random.below(60));
     await daemon.kill();
     const away = await eventually(async () => {
       const status = await statusOf();

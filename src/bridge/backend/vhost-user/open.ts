@@ -107,7 +107,7 @@ async function openCopied(
     },
     lost: (reason) => {
       if (!shape.stateless) {
-        host.gone?.(reason);
+        host.gone?.(`${name} has gone: ${reason}`);
         return;
       }
       away(reason);
