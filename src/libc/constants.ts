@@ -1,6 +1,7 @@
 /**
  * Linux constants, equal on x86-64 and arm64 (asm-generic values). The flags that differ between the two
- * (O_DIRECTORY, O_NOFOLLOW, O_DIRECT, O_LARGEFILE, SYS_*) are not needed: libc wrappers and node:fs cover them.
+ * (O_DIRECTORY, O_NOFOLLOW, O_DIRECT, O_LARGEFILE) are not needed: libc wrappers and node:fs cover them. Numbers of
+ * system calls differ as well: they stand where they are used.
  */
 export const linux = {
   // fcntl.h
@@ -50,6 +51,9 @@ export const linux = {
   POLLRDHUP: 0x2000,
   EPOLL_CLOEXEC: 0o2000000,
   EPOLL_CTL_ADD: 1,
+  EPOLL_CTL_DEL: 2,
+  EPOLL_CTL_MOD: 3,
+  EPOLLET: 0x80000000,
   LOCK_SH: 1,
   LOCK_EX: 2,
   LOCK_NB: 4,

@@ -78,6 +78,13 @@ export const epollCreate = declare<(flags: number) => number>('int epoll_create1
 export const epollCtl = declare<(epoll: number, operation: number, fd: number, event: Uint8Array) => number>(
   'int epoll_ctl(int, int, int, void *)',
 );
+export const epollWait = declare<(epoll: number, events: Address, count: number, timeoutMs: number) => number>(
+  'int epoll_wait(int, uintptr_t, int, int)',
+);
+/** For calls that libc has no function for; at most five arguments, numbers below 2^53 or addresses. */
+export const systemCall = declare<(number: number, a: number, b: number, c: number, d: number, e: number) => number>(
+  'int64_t syscall(int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t)',
+);
 
 export const socketNative =
   declare<(domain: number, type: number, protocol: number) => number>('int socket(int, int, int)');

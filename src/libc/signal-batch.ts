@@ -1,0 +1,109 @@
+import { closeSync, openSync } from 'node:fs';
+import { assert } from '../kit/assert.ts';
+import { type Closable, Scope } from '../kit/scope.ts';
+import { checked, errnos, failed } from './errno.ts';
+import { signalSharedEventfd } from './eventfd.ts';
+import { Mapping } from './mapping.ts';
+import { lastErrno, systemCall } from './native.ts';
+
+// linux/aio_abi.h
+const iocbBytes = 64;
+const iocbFlagResultFd = 1;
+const eventBytes = 32;
+/** Numbers of io_setup, io_destroy, io_submit, io_getevents. */
+const calls =
+  process.arch === 'x64'
+    ? { setup: 206, destroy: 207, submit: 209, getEvents: 208 }
+    : { setup: 0, destroy: 1, submit: 2, getEvents: 4 };
+/** Completions that the kernel keeps for us; they are taken once in so many signals. */
+const ringEvents = 256;
+const submitTries = 3;
+
+/**
+ * Signals eventfds that hostile peers share, and never waits. A write to an eventfd waits when the counter is full and
+ * O_NONBLOCK is clear, and whoever shares the file description can bring about both, between any check and the write.
+ * So the kernel signals: each eventfd is the notification (IOCB_FLAG_RESFD) of an asynchronous read of no bytes from
+ * /dev/null, which is complete at once. The kernel adds 1 without waiting, and stops at the maximum.
+ */
+export class SignalBatch implements Closable {
+  readonly #scope = new Scope();
+  readonly #memory: Mapping;
+  readonly #fds: DataView;
+  readonly #max: number;
+  readonly #context: number;
+  readonly #eventsAddress: number;
+  #count = 0;
+  #unreaped = 0;
+
+  /** @param max eventfds of one system call, up to 128. @throws SystemCallError also where the kernel has no AIO */
+  constructor(max: number) {
+    assert(max > 0 && max * 2 <= ringEvents, `a batch of ${max} signals`);
+    this.#max = max;
+    try {
+      const nothing = openSync('/dev/null', 'r');
+      this.#scope.defer(() => closeSync(nothing));
+      const [pointers, events] = [max * iocbBytes, max * iocbBytes + max * 8];
+      this.#memory = this.#scope.own(Mapping.anonymous(events + ringEvents * eventBytes));
+      this.#eventsAddress = this.#memory.address + events;
+      this.#fds = new DataView(this.#memory.bytes.buffer);
+      for (let i = 0; i < max; i++) {
+        // IOCB_CMD_PREAD is 0, like the rest that is not set.
+        this.#fds.setUint32(i * iocbBytes + 20, nothing, true);
+        this.#fds.setUint32(i * iocbBytes + 56, iocbFlagResultFd, true);
+        this.#fds.setBigUint64(pointers + i * 8, BigInt(this.#memory.address + i * iocbBytes), true);
+      }
+      this.#context = this.#setUp(events);
+      this.#scope.defer(() => systemCall(calls.destroy, this.#context, 0, 0, 0, 0));
+    } catch (error) {
+      this.#scope.close();
+      throw error;
+    }
+  }
+
+  /** Adds 1 to an eventfd at the next `flush`, or now when the batch is full. It stays open until then. */
+  add(fd: number): void {
+    if (this.#count === this.#max) this.flush();
+    this.#fds.setUint32(this.#count++ * iocbBytes + 60, fd, true);
+  }
+
+  /** @throws SystemCallError for what is no eventfd */
+  flush(): void {
+    const count = this.#count;
+    this.#count = 0;
+    const pointers = this.#memory.address + this.#max * iocbBytes;
+    let tries = 0;
+    for (let done = 0; done < count; ) {
+      if (this.#unreaped + count - done > ringEvents) this.#reap();
+      const result = systemCall(calls.submit, this.#context, count - done, pointers + done * 8, 0, 0);
+      if (result > 0) {
+        done += result;
+        this.#unreaped += result;
+        tries = 0;
+      } else if (result < 0 && lastErrno() !== errnos.EAGAIN) {
+        failed('io_submit');
+      } else if (++tries < submitTries) {
+        this.#reap();
+      } else {
+        // No memory in the kernel, most likely. A signal that is lost would stop a guest for good.
+        signalSharedEventfd(this.#fds.getUint32(done++ * iocbBytes + 60, true));
+      }
+    }
+  }
+
+  close(): void {
+    this.#scope.close();
+  }
+
+  /** io_setup writes the context to memory that is free until the first completion. */
+  #setUp(scratch: number): number {
+    checked(systemCall(calls.setup, ringEvents, this.#memory.address + scratch, 0, 0, 0), 'io_setup');
+    return Number(this.#fds.getBigUint64(scratch, true));
+  }
+
+  #reap(): void {
+    // Asked for none at least it does not wait.
+    const taken = systemCall(calls.getEvents, this.#context, 0, ringEvents, this.#eventsAddress, 0);
+    if (taken < 0 && lastErrno() !== errnos.EINTR) failed('io_getevents');
+    this.#unreaped = Math.max(0, this.#unreaped - Math.max(0, taken));
+  }
+}
