@@ -275,6 +275,22 @@ export const limits = {
   programsMax: 64,
   /** Ports that one network forwards. */
   forwardedPortsMax: 64,
+  /** Threads that pass notifications on between guests and programs. */
+  dataPlaneWorkersMax: 16,
+  /** Joined queues of one such thread. */
+  dataPlaneJoinsPerWorker: 4096,
+  /** Descriptors with an event that one look takes, and notifications that are passed on before the next look. */
+  dataPlaneBatchEvents: 64,
+  dataPlaneBatchSignals: 128,
+  /** Commands that are carried out before notifications get their turn. */
+  dataPlaneBatchCommands: 16,
+  /** A thread without events looks whether it is to end after this long, should nobody have been able to wake it. */
+  dataPlaneWaitMs: 1_000,
+  dataPlaneReplyTimeoutMs: 5_000,
+  /** Time that looking for the next event without sleeping may be set to. */
+  dataPlaneSpinMaxUs: 1_000,
+  /** Waits without such a look after many looks in a row that found nothing. */
+  dataPlaneSpinPauseWaits: 1024,
   configFileMaxBytes: 4 * 1024 * 1024,
   storeFileMaxBytes: 64 * 1024 * 1024,
 } as const;
