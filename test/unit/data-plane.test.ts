@@ -1,0 +1,325 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { openDataPlane } from '../../src/app/lane-data-plane.ts';
+import type { DataPlane, QueueJoin } from '../../src/bridge/data-plane/data-plane.ts';
+import { census } from '../../src/libc/census.ts';
+import { linux } from '../../src/libc/constants.ts';
+import { createEventfd, drainEventfd, signalEventfd } from '../../src/libc/eventfd.ts';
+import { type Fd, setStatusFlags, statusFlags } from '../../src/libc/fd.ts';
+import { writeFrom } from '../../src/libc/native.ts';
+import { LoopPoller } from '../../src/libc/poll.ts';
+import { asEventPort, HypervisorFault } from '../../src/ports/hypervisor.ts';
+import { FakeXen } from '../support/fake-xen.ts';
+import { settledCensus } from '../support/settled-census.ts';
+import { eventually } from './libc-harness.ts';
+
+const poller = new LoopPoller();
+after(() => poller.close());
+const lostNever = (reason: string): void => assert.fail(reason);
+
+/** The four eventfds of a queue: of the guest, then of the program. */
+class Queue {
+  readonly kick = createEventfd();
+  readonly call = createEventfd();
+  readonly programKick = createEventfd();
+  readonly programCall = createEventfd();
+
+  get spec() {
+    return {
+      kick: { from: { eventfd: this.kick.number }, to: this.programKick.number },
+      call: { from: this.programCall.number, to: { eventfd: this.call.number } },
+    };
+  }
+
+  async passes(from: Fd, to: Fd): Promise<void> {
+    signalEventfd(from.number);
+    await eventually(() => assert.ok(drainEventfd(to.number)));
+  }
+
+  async works(): Promise<void> {
+    await this.passes(this.kick, this.programKick);
+    await this.passes(this.programCall, this.call);
+  }
+
+  close(): void {
+    for (const fd of [this.kick, this.call, this.programKick, this.programCall]) fd.close();
+  }
+}
+
+async function joined(plane: DataPlane, queue: Queue, lost = lostNever): Promise<QueueJoin> {
+  const join = await plane.join(queue.spec, lost);
+  assert.ok(!(join instanceof HypervisorFault));
+  return join;
+}
+
+for (const workers of [0, 1, 2]) {
+  describe(`data plane with ${workers} threads`, () => {
+    const noXen = new FakeXen();
+    const hypervisor = noXen.hypervisorFor(noXen.createDomain('none'));
+    const open = (): DataPlane => openDataPlane({ workers, spinUs: 20 }, poller, hypervisor);
+    let plane: DataPlane;
+    const queues: Queue[] = [];
+    const newQueue = (): Queue => {
+      const queue = new Queue();
+      queues.push(queue);
+      return queue;
+    };
+    before(() => {
+      plane = open();
+    });
+    after(async () => {
+      await plane.close();
+      noXen.close();
+      for (const queue of queues) queue.close();
+    });
+
+    test('kicks and calls pass, many times, on many queues', async () => {
+      const all = Array.from({ length: 5 }, newQueue);
+      const joins = await Promise.all(all.map((queue) => joined(plane, queue)));
+      for (let round = 0; round < 20; round++) await Promise.all(all.map((queue) => queue.works()));
+      const { joins: count, events, signals } = plane.snapshot();
+      assert.equal(count, 5);
+      assert.ok(signals <= events);
+      await Promise.all(joins.map((join) => join.close()));
+      assert.equal(plane.snapshot().joins, 0);
+    });
+
+    test('what was signalled before the join passes', async () => {
+      const queue = newQueue();
+      signalEventfd(queue.kick.number);
+      signalEventfd(queue.programCall.number);
+      const join = await joined(plane, queue);
+      await eventually(() => assert.ok(drainEventfd(queue.programKick.number)));
+      await eventually(() => assert.ok(drainEventfd(queue.call.number)));
+      await join.close();
+    });
+
+    test('after its end a join passes nothing, and leaves nothing open; others go on', async () => {
+      const other = newQueue();
+      const otherJoin = await joined(plane, other);
+      const queue = newQueue();
+      const start = await settledCensus();
+      const join = await joined(plane, queue);
+      await queue.works();
+      const [one, two] = [join.close(), join.close()];
+      await Promise.all([one, two]);
+      signalEventfd(queue.kick.number);
+      await other.works();
+      assert.equal(drainEventfd(queue.programKick.number), false);
+      assert.deepEqual(await settledCensus(), start);
+      await otherJoin.close();
+    });
+
+    test('the caller may close its descriptors, and the same ones may be joined again', async () => {
+      const queue = newQueue();
+      const first = await joined(plane, queue);
+      const second = await joined(plane, queue);
+      await first.close();
+      await queue.works();
+      await second.close();
+    });
+
+    test('one direction alone', async () => {
+      const queue = newQueue();
+      const { kick } = queue.spec;
+      const join = await plane.join({ kick }, lostNever);
+      await queue.passes(queue.kick, queue.programKick);
+      await (join as QueueJoin).close();
+    });
+
+    test('a full counter that blocks its writers stops nobody else', async () => {
+      const [bad, good] = [newQueue(), newQueue()];
+      const joins = [await joined(plane, bad), await joined(plane, good)];
+      for (const fd of [bad.programKick, bad.call]) {
+        assert.equal(writeFrom(fd.number, new Uint8Array([0xfe, 255, 255, 255, 255, 255, 255, 255]), 8), 8);
+        setStatusFlags(fd.number, statusFlags(fd.number) & ~linux.O_NONBLOCK);
+      }
+      for (let round = 0; round < 5; round++) {
+        signalEventfd(bad.kick.number);
+        signalEventfd(bad.programCall.number);
+        await good.works();
+      }
+      await Promise.all(joins.map((join) => join.close()));
+    });
+
+    test('a queue that is signalled all the time does not keep another one waiting, or a command', async () => {
+      const [noisy, quiet] = [newQueue(), newQueue()];
+      const join = await joined(plane, noisy);
+      let noise: NodeJS.Immediate;
+      const shout = (): void => {
+        for (let i = 0; i < 100; i++) signalEventfd(noisy.kick.number);
+        noise = setImmediate(shout);
+      };
+      shout();
+      const quietJoin = await joined(plane, quiet);
+      for (let round = 0; round < 5; round++) await quiet.works();
+      await quietJoin.close();
+      clearImmediate(noise!);
+      await join.close();
+    });
+
+    test('a closed plane is closed: joins end silently, later ones fail', async () => {
+      const start = await settledCensus();
+      const closing = open();
+      const queue = new Queue();
+      const join = await joined(closing, queue);
+      await queue.works();
+      const counted = closing.snapshot().signals;
+      await closing.close();
+      await closing.close();
+      await join.close();
+      await assert.rejects(closing.join(queue.spec, lostNever), { code: 'unavailable' });
+      assert.equal(closing.snapshot().joins, 0);
+      assert.ok(closing.snapshot().signals >= counted);
+      queue.close();
+      assert.deepEqual(await settledCensus(), start);
+    });
+
+    test('a descriptor that is not open is an error', async () => {
+      const start = census();
+      const spec = { kick: { from: { eventfd: 0x7fff_fff0 }, to: 0x7fff_fff1 } };
+      await assert.rejects(plane.join(spec, lostNever), { code: 'system-call' });
+      assert.deepEqual(census(), start);
+    });
+  });
+}
+
+describe('data plane and event channels', () => {
+  const rig = () => {
+    const xen = new FakeXen();
+    const guestDomid = xen.createDomain('guest');
+    const service = xen.hypervisorFor(xen.createDomain('service'));
+    const guest = xen.hypervisorFor(guestDomid).openEventChannels();
+    const plane = openDataPlane({ workers: 0, spinUs: 0 }, poller, service);
+    const [kick, call] = [createEventfd(), createEventfd()];
+    const spec = (number: number) => {
+      const end = { channel: { domid: guestDomid, port: asEventPort(number)! } };
+      return { kick: { from: end, to: kick.number }, call: { from: call.number, to: end } };
+    };
+    const close = async (): Promise<void> => {
+      await plane.close();
+      kick.close();
+      call.close();
+      xen.close();
+    };
+    return { xen, service, guestDomid, guest, plane, kick, call, spec, close };
+  };
+
+  test('events of the guest kick the program, and its calls are events of the guest', async () => {
+    const { guest, service, plane, kick, call, spec, close } = rig();
+    let events = 0;
+    const channel = guest.bindUnbound(service.domid, () => void events++);
+    const join = await plane.join(spec(channel.port), lostNever);
+    assert.ok(!(join instanceof HypervisorFault));
+    for (let round = 0; round < 10; round++) {
+      channel.notify();
+      await eventually(() => assert.ok(drainEventfd(kick.number)));
+      const before_ = events;
+      signalEventfd(call.number);
+      await eventually(() => assert.ok(events > before_));
+    }
+    await join.close();
+    assert.equal(service.census().channels, 0);
+    const again = await plane.join(spec(channel.port), lostNever);
+    assert.ok(!(again instanceof HypervisorFault), 'the port is free again');
+    await close();
+  });
+
+  test('a port that is not there, or bound already, is told', async () => {
+    const { guest, guestDomid, service, plane, spec, close } = rig();
+    const channel = guest.bindUnbound(service.domid, () => {});
+    const missing = await plane.join(spec(999), lostNever);
+    assert.ok(missing instanceof HypervisorFault && missing.errno === 'EINVAL' && missing.first === 999);
+    const held = service.openEventChannels().bindInterdomain(guestDomid, channel.port, () => {});
+    assert.ok(!(held instanceof HypervisorFault));
+    assert.ok((await plane.join(spec(channel.port), lostNever)) instanceof HypervisorFault);
+    assert.equal(plane.snapshot().joins, 0);
+    held.close();
+    assert.ok(!((await plane.join(spec(channel.port), lostNever)) instanceof HypervisorFault));
+    await close();
+  });
+
+  test('a guest that is paused, and one that was destroyed, change nothing for others', async () => {
+    const { xen, guest, guestDomid, service, plane, call, spec, close } = rig();
+    const channel = guest.bindUnbound(service.domid, () => {});
+    await plane.join(spec(channel.port), lostNever);
+    const queue = new Queue();
+    await joined(plane, queue);
+    xen.pause(guestDomid);
+    signalEventfd(call.number);
+    await queue.works();
+    xen.unpause(guestDomid);
+    xen.destroy(guestDomid);
+    signalEventfd(call.number);
+    await queue.works();
+    queue.close();
+    await close();
+  });
+
+  test('queues of one guest may share a port', async () => {
+    const { guest, service, plane, spec, close } = rig();
+    const channel = guest.bindUnbound(service.domid, () => {});
+    const joins = await Promise.all([1, 2].map(() => plane.join(spec(channel.port), lostNever)));
+    assert.equal(service.census().channels, 1);
+    for (const join of joins) {
+      assert.ok(!(join instanceof HypervisorFault));
+      await join.close();
+    }
+    assert.equal(service.census().channels, 0);
+    await close();
+  });
+});
+
+describe('the end of a process with a data plane', () => {
+  const url = (file: string): string => new URL(`../../src/${file}.js`, import.meta.url).href;
+  const parent = (file: string): string => `
+    import { Worker } from 'node:worker_threads';
+    import { createEventfd } from '${url('libc/eventfd')}';
+    createEventfd();
+    const worker = new Worker(${JSON.stringify(file)});
+    worker.on('message', () => worker.terminate());
+    worker.on('exit', (code) => console.log('exit', code));
+  `;
+  const run = (end: string, inLane: boolean) => {
+    const body = `
+      import { openDataPlane } from '${url('app/lane-data-plane')}';
+      import { createEventfd } from '${url('libc/eventfd')}';
+      const fd = () => createEventfd().number;
+      const plane = openDataPlane({ workers: 2, spinUs: 0 }, undefined, undefined);
+      for (let i = 0; i < 2; i++) await plane.join({ kick: { from: { eventfd: fd() }, to: fd() } }, (why) => { throw new Error(why); });
+      ${end}
+    `;
+    const folder = mkdtempSync(path.join(tmpdir(), 'vmsg-data-plane-'));
+    const file = path.join(folder, 'program.mjs');
+    writeFileSync(file, body);
+    const main = inLane ? path.join(folder, 'main.mjs') : file;
+    if (inLane) writeFileSync(main, parent(file));
+    const { status, signal, stdout } = spawnSync(process.execPath, [main], {
+      encoding: 'utf8',
+      timeout: 20_000,
+      killSignal: 'SIGKILL',
+    });
+    rmSync(folder, { recursive: true });
+    return { status, signal, stdout };
+  };
+
+  for (const [name, end, status] of [
+    ['process.exit', 'process.exit(3)', 3],
+    ['an exception', "throw new Error('on purpose')", 1],
+    ['a rejection', "await Promise.reject(new Error('on purpose'))", 1],
+    ['close', 'await plane.close()', 0],
+  ] as const) {
+    test(`${name} ends it`, () => assert.deepEqual(run(end, false), { status, signal: null, stdout: '' }));
+  }
+  test('process.exit of a Worker that has one ends that Worker', () => {
+    assert.deepEqual(run('process.exit(3)', true), { status: 0, signal: null, stdout: 'exit 3\n' });
+  });
+  test('terminate of a Worker that has one ends that Worker', () => {
+    const end = "setInterval(() => {}, 1000); (await import('node:worker_threads')).parentPort.postMessage(1)";
+    assert.deepEqual(run(end, true), { status: 0, signal: null, stdout: 'exit 1\n' });
+  });
+});
