@@ -1,4 +1,4 @@
-import type { Channel, Resource } from '../src/bridge/commands.ts';
+import type { Channel, DataPlaneSnapshot, Resource } from '../src/bridge/commands.ts';
 import type { Family, Sample } from './metrics.ts';
 import type { RequestCount } from './request-counts.ts';
 
@@ -15,6 +15,7 @@ export interface Readings {
   readonly ready: boolean;
   readonly domains: readonly Resource<'domains'>[];
   readonly buses: readonly Resource<'buses'>[];
+  readonly dataPlane: DataPlaneSnapshot | null;
   readonly channels: readonly Channel[];
   readonly attachments: readonly Resource<'attachments'>[];
   readonly requests: Iterable<RequestCount>;
@@ -26,6 +27,7 @@ export interface Readings {
 export const familiesOf = (readings: Readings): Family[] => [
   ...serviceFamilies(readings),
   ...domainFamilies(readings.domains),
+  ...dataPlaneFamilies(readings.dataPlane),
   ...channelFamilies(readings.channels),
   ...regionFamilies(readings.buses),
   ...attachmentFamilies(readings.attachments),
@@ -93,6 +95,21 @@ const channelRows: readonly Of<Channel>[] = [
     ({ backlogMessages }) => backlogMessages,
   ],
 ];
+
+const dataPlaneFamilies = (plane: DataPlaneSnapshot | null): Family[] =>
+  table(plane === null ? [] : [plane], [], () => ({}), [
+    ['vmsg_data_plane_joins', 'Queues whose notifications are passed on to a program.', ({ joins }) => joins],
+    ['vmsg_data_plane_events_total', 'Notifications that came.', ({ events }) => events],
+    ['vmsg_data_plane_signals_total', 'Notifications passed on; several may be one.', ({ signals }) => signals],
+    ['vmsg_data_plane_rounds_total', 'Times that notifications were passed on together.', ({ rounds }) => rounds],
+    ['vmsg_data_plane_sleeps_total', 'Times that a thread slept until the next one.', ({ sleeps }) => sleeps],
+    [
+      'vmsg_data_plane_spins_paid_total',
+      'Times that the next one came while a thread looked for it.',
+      ({ spinsPaid }) => spinsPaid,
+    ],
+    ['vmsg_data_plane_spins_unpaid_total', 'Times that a thread looked in vain.', ({ spinsUnpaid }) => spinsUnpaid],
+  ]);
 
 function channelFamilies(channels: readonly Channel[]): Family[] {
   const names = ['bus', 'domain'];

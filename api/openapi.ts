@@ -14,6 +14,7 @@ const commands: Commands = {
   get: never,
   list: never,
   delete: never,
+  dataPlane: never,
   listChannels: never,
   getChannel: never,
   listRecords: never,

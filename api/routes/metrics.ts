@@ -40,6 +40,7 @@ export function registerMetrics(app: FastifyInstance, parts: MetricsParts): void
         familiesOf({
           version,
           ready: commands.readiness() === null,
+          dataPlane: await commands.dataPlane(),
           channels: await everyPage((page) => commands.listChannels(page)),
           domains: await everyObject(commands, 'domains'),
           buses: await everyObject(commands, 'buses'),

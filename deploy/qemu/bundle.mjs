@@ -4,7 +4,7 @@ import { needSuccess } from './tools.mjs';
 
 /** Programs that are started again and again, by directory; without `entries` every file there. */
 const programs = [
-  { directory: 'dist/src/app', entries: ['main.js', 'lane-worker.js'] },
+  { directory: 'dist/src/app', entries: ['main.js', 'lane-worker.js', 'data-plane-worker.js'] },
   { directory: 'dist/test/xen/guests' },
 ];
 /**

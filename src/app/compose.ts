@@ -123,8 +123,11 @@ async function startApi(
 }
 
 function makeLane(config: Config): Lane {
-  if (config.lane.mode === 'inline') return new InlineLane((emit) => laneOptions(new LoopPoller(), emit));
-  return new WorkerLane(new URL('./lane-worker.js', import.meta.url));
+  if (config.lane.mode === 'inline') {
+    const poller = new LoopPoller();
+    return new InlineLane((emit) => laneOptions(poller, emit, undefined, config.lane));
+  }
+  return new WorkerLane(new URL('./lane-worker.js', import.meta.url), config.lane);
 }
 
 /** One service a directory: two would serve the same guests. The lock ends with the process. */

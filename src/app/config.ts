@@ -12,6 +12,7 @@ import {
   withDefaults,
 } from '../bridge/commands.ts';
 import { isPreset, namesSocket, type ProgramDefinition } from '../bridge/service/program-specs.ts';
+import type { LaneSettings } from '../bridge/lane/protocol.ts';
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 
@@ -65,6 +66,23 @@ export const configSchema = Type.Object(
           description: 'Where guest messages are handled: in a thread of its own, or in the main one.',
         }),
       ),
+      dataPlaneWorkers: Type.Optional(
+        Type.Integer({
+          minimum: 0,
+          maximum: limits.dataPlaneWorkersMax,
+          default: 1,
+          description:
+            'Threads that pass notifications on between guests and programs that work on their memory; 0: none of their own.',
+        }),
+      ),
+      dataPlaneSpinUs: Type.Optional(
+        Type.Integer({
+          minimum: 0,
+          maximum: limits.dataPlaneSpinMaxUs,
+          default: 20,
+          description: 'How long such a thread looks for the next notification before it sleeps, where that pays.',
+        }),
+      ),
     }),
     xen: section({
       xlPath: Type.Optional(
@@ -89,6 +107,10 @@ export type ConfigFile = Frozen<Static<typeof configSchema>>;
 type LogLevel = NonNullable<NonNullable<ConfigFile['log']>['level']>;
 type LaneMode = NonNullable<NonNullable<ConfigFile['lane']>['mode']>;
 
+export interface LaneConfig extends LaneSettings {
+  readonly mode: LaneMode;
+}
+
 /** Where the API listens beside its socket. */
 export interface TcpConfig {
   readonly host: string;
@@ -102,7 +124,7 @@ export interface Config {
   readonly runtimeDir: string;
   readonly api: { readonly socket: string; readonly socketMode: number; readonly tcp: TcpConfig | null };
   readonly log: { readonly level: LogLevel };
-  readonly lane: { readonly mode: LaneMode };
+  readonly lane: LaneConfig;
   readonly xen: { readonly xlPath: string };
   readonly programs: Readonly<Record<string, ProgramDefinition>>;
   readonly objects: { readonly [K in keyof Kinds]: Readonly<Record<string, Kinds[K]['spec']>> };
@@ -225,7 +247,7 @@ type Filled = ConfigFile & {
     readonly tcp?: { readonly host: string; readonly port: number; readonly tokenFile?: string };
   };
   readonly log: { readonly level: LogLevel };
-  readonly lane: { readonly mode: LaneMode };
+  readonly lane: LaneConfig;
   readonly xen: { readonly xlPath: string };
 };
 

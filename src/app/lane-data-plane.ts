@@ -1,19 +1,17 @@
 import { DataPlane } from '../bridge/data-plane/data-plane.ts';
 import { InlineLink } from '../bridge/data-plane/inline-link.ts';
 import { WorkerLink } from '../bridge/data-plane/worker-link.ts';
+import type { LaneSettings } from '../bridge/lane/protocol.ts';
 import { systemScheduler } from '../kit/scheduler.ts';
 import type { Poller } from '../libc/poll.ts';
 import type { Hypervisor } from '../ports/hypervisor.ts';
 
-export interface DataPlaneConfig {
-  /** Threads; 0 for none beside the one that asks. */
-  readonly workers: number;
-  /** How long a thread looks for the next event before it sleeps, in microseconds; 0 for not at all. */
-  readonly spinUs: number;
-}
-
 /** Composes the data plane of a lane of the real parts; threads start when they are needed. */
-export function openDataPlane({ workers, spinUs }: DataPlaneConfig, poller: Poller, hypervisor: Hypervisor): DataPlane {
+export function openDataPlane(
+  { dataPlaneWorkers: workers, dataPlaneSpinUs: spinUs }: LaneSettings,
+  poller: Poller,
+  hypervisor: Hypervisor,
+): DataPlane {
   const parts = { poller, scheduler: systemScheduler, openChannels: () => hypervisor.openEventChannels() };
   return new DataPlane({
     places: Math.max(1, workers),

@@ -13,7 +13,7 @@ import { DeviceBus } from '../bridge/bus/device-bus.ts';
 import { LoopbackTransport } from '../bridge/bus/loopback/transport.ts';
 import { BusRuntime } from '../bridge/bus/runtime.ts';
 import type { LaneCoreOptions } from '../bridge/lane/core.ts';
-import type { LaneEvent } from '../bridge/lane/protocol.ts';
+import type { LaneEvent, LaneSettings } from '../bridge/lane/protocol.ts';
 import { RecoveryFiles } from '../bridge/recovery-files.ts';
 import { Upstream } from '../bridge/remote/upstream.ts';
 import { memfdBounce } from '../bridge/shadow/bounce-memory.ts';
@@ -25,17 +25,22 @@ import type { Poller } from '../libc/poll.ts';
 import type { GuestIdentity } from '../ports/bus.ts';
 import { dialectD5 } from '../virtio-msg/dialect.ts';
 import { XenHypervisor } from '../xen/hypervisor.ts';
+import { openDataPlane } from './lane-data-plane.ts';
 import { type LaneHypervisor, LaneXen, recoveryDirOf } from './lane-xen.ts';
 
 const systemRandom: Random = { fill: (target) => void randomFillSync(target) };
 /** Number of virtio-msg D5 where sides agree on a dialect. */
 const dialectNumber = 5;
 
+/** Without a config: all in the thread of the lane. */
+const defaultLaneSettings: LaneSettings = { dataPlaneWorkers: 0, dataPlaneSpinUs: 0 };
+
 /** Composes a lane of the real parts: the kernel's clock, sockets, files and entropy. */
 export function laneOptions(
   poller: Poller,
   emit: (event: LaneEvent) => void,
   hypervisor: LaneHypervisor = new XenHypervisor(poller),
+  settings: LaneSettings = defaultLaneSettings,
 ): LaneCoreOptions {
   const xen = new LaneXen(hypervisor, systemClock);
   const common = { clock: systemClock, scheduler: systemScheduler };
@@ -49,6 +54,7 @@ export function laneOptions(
       doors.close();
       xen.close();
     },
+    dataPlane: openDataPlane(settings, poller, hypervisor),
     backends: {
       blk: (spec, host) => openBlk(spec, host, systemClock),
       console: (spec, host) => openConsole(spec, poller, systemClock, host),

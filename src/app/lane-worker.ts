@@ -7,4 +7,5 @@ import { laneOptions } from './lane-options.ts';
 
 assert(parentPort !== null, 'this module is the entry of a Worker');
 const poller = new LoopPoller();
-serveLane(parentPort, workerData as LaneWorkerData, poller, (emit) => laneOptions(poller, emit));
+const data = workerData as LaneWorkerData;
+serveLane(parentPort, data, poller, (emit) => laneOptions(poller, emit, undefined, data.settings));

@@ -3,6 +3,7 @@ import { toErrorData, VmsgError } from '../kit/errors.ts';
 import type {
   Channel,
   Commands,
+  DataPlaneSnapshot,
   Kind,
   Kinds,
   MessageRecord,
@@ -229,6 +230,10 @@ export class Service implements Commands, EventSource {
     const { items, next } = pageOf(this.#visibleOf(kind), ({ id }) => id, request);
     const sources = this.#sources(snapshot);
     return { items: items.map((entry) => resourceOf<K>(entry as Entry, sources)), next };
+  }
+
+  async dataPlane(): Promise<DataPlaneSnapshot | null> {
+    return (await this.#snapshotFor('buses'))?.dataPlane ?? null;
   }
 
   async listChannels(request: PageRequest): Promise<PageOf<Channel>> {

@@ -276,7 +276,7 @@ export const limits = {
   /** Ports that one network forwards. */
   forwardedPortsMax: 64,
   /** Threads that pass notifications on between guests and programs. */
-  dataPlaneWorkersMax: 16,
+  dataPlaneWorkersMax: 8,
   /** Joined queues of one such thread. */
   dataPlaneJoinsPerWorker: 4096,
   /** Descriptors with an event that one look takes, and notifications that are passed on before the next look. */

@@ -1,3 +1,4 @@
+import { noCounts } from '../../src/bridge/data-plane/protocol.ts';
 import type {
   BusSnapshot,
   DeviceSnapshot,
@@ -28,6 +29,7 @@ const tick = (): Promise<void> => new Promise((resolve) => setImmediate(resolve)
 /** A lane without channels: it keeps what it was told and refuses what a real one would refuse. */
 export class FakeLane implements Lane {
   readonly buses = new Map<string, FakeBus>();
+  readonly dataPlane = { joins: 0, ...noCounts() };
   readonly calls: { readonly name: LaneCommandName; readonly argument: unknown }[] = [];
   /** Commands that contradict the lane's state: the service must never send one. */
   readonly violations: string[] = [];
@@ -98,7 +100,7 @@ export class FakeLane implements Lane {
       case 'detach':
         return this.#detach(argument as LaneCommands['detach']['argument']);
       case 'inspect':
-        return { buses: [...this.buses.values()].map((bus) => this.#inspect(bus)) };
+        return { buses: [...this.buses.values()].map((bus) => this.#inspect(bus)), dataPlane: { ...this.dataPlane } };
       case 'records':
         return this.buses.get((argument as LaneCommands['records']['argument']).bus)?.records ?? [];
       case 'shutdown':

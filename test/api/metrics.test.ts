@@ -61,6 +61,8 @@ describe('api: metrics', () => {
       { index: 1, size: 8, inFlight: 4 },
     ];
     Object.assign(world.lane.device('b', 'a')!, { requests: 12, bytes: 13, queues });
+    const counts = { events: 21, signals: 22, rounds: 23, sleeps: 24, spinsPaid: 25, spinsUnpaid: 26 };
+    Object.assign(world.lane.dataPlane, { joins: 20, ...counts });
     const families = await scrape();
     const wanted: [string, Record<string, string>, number][] = [
       ['vmsg_info', { version: '1.2.3' }, 1],
@@ -68,6 +70,13 @@ describe('api: metrics', () => {
       ['vmsg_guests_connected', {}, 1],
       ['vmsg_domain_running', { domain: 'vm1' }, 1],
       ['vmsg_domain_stuck_pages', { domain: 'vm1' }, 0],
+      ['vmsg_data_plane_joins', {}, 20],
+      ['vmsg_data_plane_events_total', {}, 21],
+      ['vmsg_data_plane_signals_total', {}, 22],
+      ['vmsg_data_plane_rounds_total', {}, 23],
+      ['vmsg_data_plane_sleeps_total', {}, 24],
+      ['vmsg_data_plane_spins_paid_total', {}, 25],
+      ['vmsg_data_plane_spins_unpaid_total', {}, 26],
       ['vmsg_bus_state', { ...onBus, state: 'connected' }, 1],
       ['vmsg_bus_messages_received_total', onBus, 1],
       ['vmsg_bus_messages_sent_total', onBus, 2],

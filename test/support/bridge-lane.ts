@@ -20,7 +20,10 @@ export type LaneKind = 'inline' | 'worker';
 export function makeLane(kind: LaneKind): Lane {
   if (kind === 'inline') return new InlineLane((emit) => laneOptions(new LoopPoller(), emit));
   const extension = import.meta.url.endsWith('.ts') ? '.ts' : '.js';
-  return new WorkerLane(new URL(`../../src/app/lane-worker${extension}`, import.meta.url));
+  return new WorkerLane(new URL(`../../src/app/lane-worker${extension}`, import.meta.url), {
+    dataPlaneWorkers: 1,
+    dataPlaneSpinUs: 0,
+  });
 }
 
 export const diskBytes = Uint8Array.from({ length: 20_000 }, (_, i) => (i * 11 + (i >> 8)) & 0xff);

@@ -3,6 +3,7 @@ import { type EntropySource, RngBackend } from '../../src/bridge/backend/rng.ts'
 import { ShmBackend } from '../../src/bridge/backend/shm.ts';
 import { TemplateBackend } from '../../src/bridge/backend/template.ts';
 import { BusRuntime } from '../../src/bridge/bus/runtime.ts';
+import { DataPlane } from '../../src/bridge/data-plane/data-plane.ts';
 import { LaneCore } from '../../src/bridge/lane/core.ts';
 import type { LaneAttachSpec, LaneEvent, LaneSnapshot } from '../../src/bridge/lane/protocol.ts';
 import { VmsgError } from '../../src/kit/errors.ts';
@@ -74,6 +75,12 @@ export class SimService {
         shm: async ({ bytes }) => new ShmBackend(bytes),
         template: async ({ greeting }) => new TemplateBackend(greeting),
       },
+      dataPlane: new DataPlane({
+        places: 1,
+        open: () => {
+          throw new VmsgError('unavailable', 'no threads here');
+        },
+      }),
       clock: process.clock,
       scheduler: process.scheduler,
       xsm: () => ({ mode: 'unknown', reason: 'no Xen here' }),

@@ -33,7 +33,7 @@ describe('config', () => {
       runtimeDir: '/tmp/vmsg-1000',
       api: { socket: '/tmp/vmsg-1000/api.sock', socketMode: 0o660, tcp: null },
       log: { level: 'info' },
-      lane: { mode: 'worker' },
+      lane: { mode: 'worker', dataPlaneWorkers: 1, dataPlaneSpinUs: 20 },
       xen: { xlPath: 'xl' },
       objects: { domains: {}, buses: {}, backends: {}, attachments: {} },
     });
@@ -58,7 +58,7 @@ describe('config', () => {
       runtimeDir: '/run/x',
       api: { socket: './a.sock', socketMode: '0600', tcp: { host: '::1', port: 8080, tokenFile: 'token' } },
       log: { level: 'debug' },
-      lane: { mode: 'inline' },
+      lane: { mode: 'inline', dataPlaneWorkers: 2, dataPlaneSpinUs: 0 },
       xen: { xlPath: 'xl-wrapper' },
       domains: { vm1: { description: 'first' } },
       buses: { b: bus },
@@ -74,7 +74,7 @@ describe('config', () => {
         tcp: { host: '::1', port: 8080, tokenFile: path.join(directory, 'token') },
       },
       log: { level: 'debug' },
-      lane: { mode: 'inline' },
+      lane: { mode: 'inline', dataPlaneWorkers: 2, dataPlaneSpinUs: 0 },
       xen: { xlPath: 'xl-wrapper' },
       objects: {
         domains: { vm1: { description: 'first' } },

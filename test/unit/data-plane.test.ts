@@ -60,7 +60,7 @@ for (const workers of [0, 1, 2]) {
   describe(`data plane with ${workers} threads`, () => {
     const noXen = new FakeXen();
     const hypervisor = noXen.hypervisorFor(noXen.createDomain('none'));
-    const open = (): DataPlane => openDataPlane({ workers, spinUs: 20 }, poller, hypervisor);
+    const open = (): DataPlane => openDataPlane({ dataPlaneWorkers: workers, dataPlaneSpinUs: 20 }, poller, hypervisor);
     let plane: DataPlane;
     const queues: Queue[] = [];
     const newQueue = (): Queue => {
@@ -179,10 +179,13 @@ for (const workers of [0, 1, 2]) {
       assert.deepEqual(await settledCensus(), start);
     });
 
-    test('a descriptor that is not open is an error', async () => {
+    test('a descriptor that is not open, or no eventfd, is an error', async () => {
       const start = census();
       const spec = { kick: { from: { eventfd: 0x7fff_fff0 }, to: 0x7fff_fff1 } };
       await assert.rejects(plane.join(spec, lostNever), { code: 'system-call' });
+      // Known to be no eventfd: standard input.
+      const other = { kick: { from: { eventfd: 0 }, to: 0 } };
+      await assert.rejects(plane.join(other, lostNever), { code: 'invalid-request', message: /0 is no eventfd/ });
       assert.deepEqual(census(), start);
     });
   });
@@ -194,7 +197,7 @@ describe('data plane and event channels', () => {
     const guestDomid = xen.createDomain('guest');
     const service = xen.hypervisorFor(xen.createDomain('service'));
     const guest = xen.hypervisorFor(guestDomid).openEventChannels();
-    const plane = openDataPlane({ workers: 0, spinUs: 0 }, poller, service);
+    const plane = openDataPlane({ dataPlaneWorkers: 0, dataPlaneSpinUs: 0 }, poller, service);
     const [kick, call] = [createEventfd(), createEventfd()];
     const spec = (number: number) => {
       const end = { channel: { domid: guestDomid, port: asEventPort(number)! } };
@@ -289,7 +292,7 @@ describe('the end of a process with a data plane', () => {
       import { openDataPlane } from '${url('app/lane-data-plane')}';
       import { createEventfd } from '${url('libc/eventfd')}';
       const fd = () => createEventfd().number;
-      const plane = openDataPlane({ workers: 2, spinUs: 0 }, undefined, undefined);
+      const plane = openDataPlane({ dataPlaneWorkers: 2, dataPlaneSpinUs: 0 }, undefined, undefined);
       for (let i = 0; i < 2; i++) await plane.join({ kick: { from: { eventfd: fd() }, to: fd() } }, (why) => { throw new Error(why); });
       ${end}
     `;

@@ -1,3 +1,4 @@
+import type { DataPlaneSnapshot } from '../data-plane/protocol.ts';
 import type { Channel, MessageRecord, Share } from './observations.ts';
 import type { Kind, Kinds } from './schemas.ts';
 
@@ -66,6 +67,8 @@ export interface Commands {
   /** Memory that guests share now, sorted by id. */
   listShares(page: PageRequest): Promise<PageOf<Share>>;
   getShare(id: string): Promise<Share>;
+  /** What passes notifications on between guests and programs; null without a lane. */
+  dataPlane(): Promise<DataPlaneSnapshot | null>;
   /** Why the service is not ready, or null when it is. */
   readiness(): string | null;
 }

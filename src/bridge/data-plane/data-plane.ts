@@ -1,9 +1,11 @@
 import { fromErrorData, VmsgError } from '../../kit/errors.ts';
 import { Scope } from '../../kit/scope.ts';
+import { isEventfd } from '../../libc/eventfd.ts';
 import { dupFd, Fd } from '../../libc/fd.ts';
 import { HypervisorFault } from '../../ports/hypervisor.ts';
 import {
   addCounts,
+  type DataPlaneSnapshot,
   type GuestEnd,
   type JoinCounts,
   type JoinOutcome,
@@ -32,11 +34,6 @@ export interface DataPlaneOptions {
   readonly places: number;
   /** @param ended is called once, when the place is gone for whatever reason and uses nothing any more */
   readonly open: (ended: (reason: string) => void) => JoinLink;
-}
-
-/** Numbers of all places, also of those that are gone. */
-export interface DataPlaneSnapshot extends JoinCounts {
-  readonly joins: number;
 }
 
 /** What is kept here of a join. */
@@ -77,7 +74,7 @@ export class DataPlane {
    * may close its descriptors at once.
    * @param lost nothing is passed on any more, because the place of the join is gone. Not called after `close`
    * @returns what the hypervisor says of a port of the guest that cannot be bound
-   * @throws VmsgError unavailable, limit-reached, system-call, hypervisor-call
+   * @throws VmsgError unavailable, limit-reached, system-call, hypervisor-call; invalid-request for what is no eventfd
    */
   async join(spec: JoinSpec, lost: (reason: string) => void): Promise<QueueJoin | HypervisorFault> {
     if (this.#closed) throw new VmsgError('unavailable', 'the data plane is closed');
@@ -173,9 +170,14 @@ const domidOf = ({ kick, call }: JoinSpec): number | undefined => {
   return end !== undefined && 'channel' in end ? end.channel.domid : undefined;
 };
 
-/** The same with descriptors of its own. @throws SystemCallError */
+/** The same with descriptors of its own. @throws VmsgError */
 function ownCopy({ kick, call }: JoinSpec, fds: Scope): JoinSpec {
-  const copy = (fd: number): number => fds.own(new Fd(dupFd(fd))).number;
+  const copy = (fd: number): number => {
+    const own = fds.own(new Fd(dupFd(fd))).number;
+    // The kernel refuses to signal anything else, which would be the end of the thread.
+    if (!isEventfd(own)) throw new VmsgError('invalid-request', `descriptor ${fd} is no eventfd`);
+    return own;
+  };
   const end = (of: GuestEnd): GuestEnd => ('eventfd' in of ? { eventfd: copy(of.eventfd) } : of);
   return {
     ...(kick === undefined ? {} : { kick: { from: end(kick.from), to: copy(kick.to) } }),

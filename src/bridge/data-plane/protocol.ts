@@ -47,6 +47,12 @@ export interface JoinCounts {
   spinsUnpaid: number;
 }
 
+/** Numbers of all threads, also of those that are gone. */
+export interface DataPlaneSnapshot extends JoinCounts {
+  /** Queues that are joined now. */
+  readonly joins: number;
+}
+
 const countNames = ['events', 'signals', 'rounds', 'sleeps', 'spinsPaid', 'spinsUnpaid'] as const;
 
 export const noCounts = (): JoinCounts => ({

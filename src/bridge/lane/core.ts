@@ -14,6 +14,7 @@ import {
 import type { DirectWay } from '../backend/vhost-user/data-path.ts';
 import { DeviceBus } from '../bus/device-bus.ts';
 import { BusRuntime } from '../bus/runtime.ts';
+import type { DataPlane } from '../data-plane/data-plane.ts';
 import type { RemoteBus } from '../remote/remote-bus.ts';
 import type { Upstream } from '../remote/upstream.ts';
 import { chooseDataPath } from '../shadow/data-path.ts';
@@ -36,7 +37,8 @@ export interface LaneCoreOptions {
   /** A connection, made when needed, to a bus of another bridge. */
   readonly makeUpstream: (socket: string) => Upstream;
   readonly emit: (event: LaneEvent) => void;
-  /** Releases what buses share; called after the last of them is closed. */
+  readonly dataPlane: DataPlane;
+  /** Releases what buses share; called after the last of them is closed, and the data plane. */
   readonly close?: () => void;
   readonly clock: Clock;
   readonly scheduler: Scheduler;
@@ -228,7 +230,8 @@ export class LaneCore {
   }
 
   async #inspect(): Promise<LaneSnapshot> {
-    return { buses: [...this.#buses.values()].map(({ runtime }) => runtime.snapshot()) };
+    const buses = [...this.#buses.values()].map(({ runtime }) => runtime.snapshot());
+    return { buses, dataPlane: this.#o.dataPlane.snapshot() };
   }
 
   async #shutdown(): Promise<null> {
@@ -241,6 +244,7 @@ export class LaneCore {
     await Promise.all([...this.#upstreams.values()].map((upstream) => upstream.close()));
     this.#upstreams.clear();
     this.#buses.clear();
+    await this.#o.dataPlane.close();
     this.#o.close?.();
     return null;
   }

@@ -4,6 +4,7 @@ import type { FlightRecord } from '../../device/flight-recorder.ts';
 import type { ErrorData } from '../../kit/errors.ts';
 import type { GrantSnapshot, GuestIdentity } from '../../ports/bus.ts';
 import type { VhostUserDevice } from '../backend/vhost-user/shapes.ts';
+import type { DataPlaneSnapshot } from '../data-plane/protocol.ts';
 
 /**
  * What crosses between the service and a lane: structured-cloneable values only, because a lane may run
@@ -207,7 +208,16 @@ export interface DeviceSnapshot {
   readonly reason: string | null;
 }
 
+/** What a lane is told when it starts. */
+export interface LaneSettings {
+  /** Threads of the data plane; 0 for none of their own. */
+  readonly dataPlaneWorkers: number;
+  /** Longest look for the next event before such a thread sleeps, in microseconds. */
+  readonly dataPlaneSpinUs: number;
+}
+
 export interface LaneSnapshot {
+  readonly dataPlane: DataPlaneSnapshot;
   readonly buses: readonly BusSnapshot[];
 }
 

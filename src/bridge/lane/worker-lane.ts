@@ -3,10 +3,19 @@ import { type ErrorData, fromErrorData, VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
 import { createEventfd, signalEventfd } from '../../libc/eventfd.ts';
 import type { Fd } from '../../libc/fd.ts';
-import type { Lane, LaneCommandName, LaneCommands, LaneEvent, LaneReply, LaneRequest } from './protocol.ts';
+import type {
+  Lane,
+  LaneCommandName,
+  LaneCommands,
+  LaneEvent,
+  LaneReply,
+  LaneRequest,
+  LaneSettings,
+} from './protocol.ts';
 
 /** What the Worker of a lane gets to start with. */
 export interface LaneWorkerData {
+  readonly settings: LaneSettings;
   /** An eventfd; when it is signalled the lane ends, whatever else it does. */
   readonly shutdownFd: number;
   /** One i32; the Worker sets and notifies it when nothing of the kernel can call into it any more. */
@@ -41,10 +50,10 @@ export class WorkerLane implements Lane {
   #ended = false;
 
   /** @param entry module that runs `serveLane` */
-  constructor(entry: URL) {
+  constructor(entry: URL, settings: LaneSettings) {
     this.#shutdown = createEventfd();
     const released = this.#released.buffer as SharedArrayBuffer;
-    const workerData: LaneWorkerData = { shutdownFd: this.#shutdown.number, released };
+    const workerData: LaneWorkerData = { settings, shutdownFd: this.#shutdown.number, released };
     this.#worker = new Worker(entry, { workerData });
     this.#worker.on('message', (reply: LaneReply) => this.#onReply(reply));
     this.#worker.on('error', (error) => this.#end(error.message));
