@@ -11,8 +11,8 @@ import {
   programDefinition,
   withDefaults,
 } from '../bridge/commands.ts';
-import { isPreset, namesSocket, type ProgramDefinition } from '../bridge/service/program-specs.ts';
 import type { LaneSettings } from '../bridge/lane/protocol.ts';
+import { isPreset, namesSocket, type ProgramDefinition } from '../bridge/service/program-specs.ts';
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 

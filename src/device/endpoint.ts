@@ -1,8 +1,8 @@
 import type { ErrnoName } from '../kit/errno.ts';
+import type { QueueDescriptors } from '../ports/bus.ts';
 import type { AddressSpace } from '../ports/memory.ts';
 import type { TransportEvent, TransportRequest, TransportResponse } from '../virtio-msg/transport-messages.ts';
 import type { AreaUser } from './area-table.ts';
-import type { QueueDescriptors } from './queue-engine.ts';
 import type { SharedMemory } from './shared-memory.ts';
 
 /** The way from a device to its driver, for one connection of the bus. */

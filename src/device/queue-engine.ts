@@ -1,5 +1,5 @@
 import type { BackendBase, BackendMemory } from '../ports/backend.ts';
-import type { HandedFd } from '../ports/bus.ts';
+import type { QueueDescriptors } from '../ports/bus.ts';
 import type { FeatureSet } from '../virtio/features.ts';
 import type { InflightLog } from '../virtio/inflight.ts';
 import type { DeviceLink } from './endpoint.ts';
@@ -9,12 +9,6 @@ import type { QueueState } from './model.ts';
 export interface QueueEngineOwner {
   /** It cannot go on: DEVICE_NEEDS_RESET. */
   failed(reason: string): void;
-}
-
-/** The guest's own descriptors for one queue, both eventfds; they belong to who gets them. */
-export interface QueueDescriptors {
-  readonly kick: HandedFd;
-  readonly call: HandedFd;
 }
 
 /** A queue that the driver has enabled. */

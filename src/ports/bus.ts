@@ -21,6 +21,12 @@ export interface HandedFd extends Closable {
   readonly number: number;
 }
 
+/** The guest's own descriptors for one queue, both eventfds; they belong to who gets them. */
+export interface QueueDescriptors {
+  readonly kick: HandedFd;
+  readonly call: HandedFd;
+}
+
 /** Rings a guest for one queue. */
 export interface CallTarget {
   ring(): void;

@@ -7,7 +7,7 @@ import type { Scope } from '../../src/kit/scope.ts';
 
 // The sources are not copied to where the compiled TypeScript lies.
 const sources = fileURLToPath(new URL('../../../test/bench/c/', import.meta.url));
-const programs = ['ring', 'blk'] as const;
+const programs = ['ring', 'blk', 'join'] as const;
 
 /** Paths of the compiled baselines. */
 export type Baselines = Readonly<Record<(typeof programs)[number], string>>;

@@ -3,7 +3,8 @@ import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { Scope } from '../../src/kit/scope.ts';
 import { compileBaselines } from './compiler.ts';
-import { type Item, items, type Means } from './items.ts';
+import { items as basicItems, type Item, type Means } from './items.ts';
+import { joinedItems, joinedNotes } from './items-joined.ts';
 import { type Placement, Processors } from './placement.ts';
 import { loadNotes, machineLines, markdown, type Result, resultOf, textTable } from './report.ts';
 import { compare, interleave } from './stats.ts';
@@ -17,6 +18,8 @@ Measures this tree against C programs of its own, in turns, and prints a table; 
   --only NAME   only what has NAME in its name; may be given more than once
   --quick       shorter and fewer runs
 `;
+
+const items: readonly Item[] = [...basicItems, ...joinedItems];
 
 /** How long each side runs at a time, how often, and how long before it counts. */
 interface Pace {
@@ -98,7 +101,7 @@ async function measureAll(options: Options, shared: Shared, scope: Scope): Promi
 async function run(options: Options, scope: Scope): Promise<void> {
   const baselines = compileBaselines(scope);
   const processors = Processors.find();
-  const notes = [...loadNotes(), ...processors.notes()];
+  const notes = [...loadNotes(), ...processors.notes(), ...joinedNotes];
   if (baselines === undefined) notes.push('there is no gcc here: nothing to compare with, ours only');
   // Before anything runs: the load is then that of others.
   const facts = [...machineLines(), ...notes];

@@ -28,14 +28,14 @@ export interface World {
   readonly disks: Readonly<Record<Place, { readonly image: string; readonly device: number }>>;
 }
 
-function temporaryDirectory(parent: string, scope: Scope): string {
+export function temporaryDirectory(parent: string, scope: Scope): string {
   const directory = mkdtempSync(path.join(parent, 'vmsg-bench-'));
   scope.defer(() => rmSync(directory, { recursive: true, force: true }));
   return directory;
 }
 
 /** Real bytes in every page: holes would be read without touching memory. */
-function makeImage(directory: string, bytes: number): string {
+export function makeImage(directory: string, bytes: number): string {
   const image = path.join(directory, 'disk.img');
   const fd = openSync(image, 'w');
   const chunk = new Uint8Array(Math.min(chunkBytes, bytes)).map((_, i) => i * 31 + (i >>> 8));
@@ -108,7 +108,7 @@ export async function openWorld(placement: Placement, processors: Processors, sc
 }
 
 /** A machine without /dev/shm measures its temporary files twice, and the header says so. */
-function memoryDirectory(): string {
+export function memoryDirectory(): string {
   return isTmpfs('/dev/shm') ? '/dev/shm' : tmpdir();
 }
 

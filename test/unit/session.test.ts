@@ -160,7 +160,7 @@ describe('session: queue signals', () => {
     assert.equal(b.ask('QUEUE_NOTIFY', { ...notify, device: 9 }).errno, 19);
     assert.equal(b.ask('QUEUE_NOTIFY', { ...notify, queue: 2 }).errno, 22);
     assert.equal(b.ask('QUEUE_NOTIFY', { ...notify, queue: 0xffffffff }).errno, 22);
-    assert.equal(b.ask('QUEUE_NOTIFY', { ...notify, flags: 4 }).errno, 22);
+    assert.equal(b.ask('QUEUE_NOTIFY', { ...notify, flags: 8 }).errno, 22);
     assert.equal(b.ask('QUEUE_NOTIFY', { ...notify, kick: 77 }).errno, 2);
     assert.equal(kick.onKick, undefined);
     assert.equal(b.ask('QUEUE_NOTIFY', { ...notify, call: 77 }).errno, 2);

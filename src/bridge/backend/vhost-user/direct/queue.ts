@@ -1,8 +1,9 @@
-import type { EnabledQueue, QueueDescriptors } from '../../../../device/queue-engine.ts';
+import type { EnabledQueue } from '../../../../device/queue-engine.ts';
 import { Scope } from '../../../../kit/scope.ts';
 import { createEventfd, drainEventfd, signalSharedEventfd } from '../../../../libc/eventfd.ts';
 import type { Fd } from '../../../../libc/fd.ts';
 import type { Poller } from '../../../../libc/poll.ts';
+import type { QueueDescriptors } from '../../../../ports/bus.ts';
 import { type Access, type AddressSpace, TranslateFault } from '../../../../ports/memory.ts';
 import type { QueueStart } from '../../../../vhost-user/device.ts';
 import { ringAlign, ringBytes } from '../../../../virtio/geometry.ts';

@@ -1,11 +1,12 @@
 import type { DeviceLink } from '../../../../device/endpoint.ts';
-import type { EnabledQueue, QueueDescriptors, QueueEngine, QueueEngineOwner } from '../../../../device/queue-engine.ts';
+import type { EnabledQueue, QueueEngine, QueueEngineOwner } from '../../../../device/queue-engine.ts';
 import type { RegionWatcher, SharedRegion } from '../../../../device/shared-memory.ts';
 import type { Clock, Timer } from '../../../../kit/clock.ts';
 import { VmsgError } from '../../../../kit/errors.ts';
 import { limits } from '../../../../kit/limits.ts';
 import type { Closable } from '../../../../kit/scope.ts';
 import type { Poller } from '../../../../libc/poll.ts';
+import type { QueueDescriptors } from '../../../../ports/bus.ts';
 import type { DeviceRegion, VhostDevice } from '../../../../vhost-user/device.ts';
 import { protocolFeature } from '../../../../vhost-user/features.ts';
 import { FeatureSet, feature } from '../../../../virtio/features.ts';
