@@ -124,6 +124,8 @@ export class LoopbackResources implements GuestResources {
 const mappedMemory = (mapping: Mapping, fd: Fd, offset: bigint): GuestMemory => ({
   bytes: mapping.bytes,
   source: { fd: fd.number, offset },
+  // It stays open as long as the region is there.
+  handOver: () => ({ fd: fd.number, offset, close() {} }),
   close() {
     mapping.close();
     fd.close();

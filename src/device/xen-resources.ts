@@ -2,7 +2,7 @@ import type { Clock } from '../kit/clock.ts';
 import { type ErrnoName, wireErrno } from '../kit/errno.ts';
 import { limits } from '../kit/limits.ts';
 import type { Pace } from '../kit/pace.ts';
-import type { CallTarget, GrantSpace, GuestMemory, GuestResources } from '../ports/bus.ts';
+import type { CallTarget, GrantSpace, GuestMemory, GuestResources, HandedMemory } from '../ports/bus.ts';
 import {
   asDomid,
   asEventPort,
@@ -103,6 +103,7 @@ export class XenResources implements GuestResources {
     return {
       bytes,
       source: { domid, reference },
+      ...(readOnly ? {} : { handOver: () => this.#handOver(domid, references) }),
       close: () => {
         if (!open) return;
         open = false;
@@ -110,6 +111,11 @@ export class XenResources implements GuestResources {
         mapping.close();
       },
     };
+  }
+
+  #handOver(domid: Domid, references: Uint32Array): HandedMemory | ErrnoName {
+    const handed = this.#o.mapper.handOver(domid, references);
+    return handed instanceof HypervisorFault ? wireErrno(handed.errno) : handed;
   }
 
   /** Copies the references of a pool, each directory page once; as many pages as the length of the pool needs. */

@@ -129,9 +129,9 @@ export const tcsetattr = declare<(fd: number, actions: number, termios: Uint8Arr
   'int tcsetattr(int, int, void *)',
 );
 export const cfmakeraw = declare<(termios: Uint8Array) => void>('void cfmakeraw(void *)');
-export const ioctlPointer = declare<(fd: number, request: number, type: 'void *', argument: Uint16Array) => number>(
-  'int ioctl(int, unsigned long, ...)',
-);
+export const ioctlPointer = declare<
+  (fd: number, request: number, type: 'void *', argument: Uint16Array | Uint32Array) => number
+>('int ioctl(int, unsigned long, ...)');
 
 export const strerror = declare<(errno: number) => string>('str strerror(int)');
 

@@ -83,9 +83,18 @@ export type MemorySource =
   | { readonly fd: number; readonly offset: bigint }
   | { readonly domid: number; readonly reference: number };
 
+/** Where another process maps memory of a guest: all of it, writable, from `offset` on. */
+export interface HandedMemory extends Closable {
+  readonly fd: number;
+  /** Bytes. */
+  readonly offset: bigint;
+}
+
 /** Mapped memory of a guest. */
 export interface GuestMemory {
   readonly bytes: Uint8Array;
+  /** Opens it for another process of this host; absent where it cannot be passed on so. */
+  readonly handOver?: () => HandedMemory | ErrnoName;
   /** How others can map the same memory; undefined where it cannot be passed on. */
   readonly source?: MemorySource;
   close(): void;

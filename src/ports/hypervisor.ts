@@ -59,6 +59,13 @@ export interface GrantMapping extends Closable {
   readonly bytes: Uint8Array<ArrayBuffer>;
 }
 
+/** Pages of another domain, for another process: it maps all of them at once, from `offset` on in `fd`, and only once. */
+export interface HandedPages extends Closable {
+  readonly fd: number;
+  /** Bytes. */
+  readonly offset: bigint;
+}
+
 /** Maps what other domains grant (gntdev). */
 export interface GrantMapper extends Closable {
   /**
@@ -67,6 +74,13 @@ export interface GrantMapper extends Closable {
    * @param notice only with one reference
    */
   map(domid: Domid, references: Uint32Array, access: Access, notice?: EndNotice): GrantMapping | HypervisorFault;
+  /**
+   * Opens a descriptor through which another process maps pages, which knows nothing of Xen and may write them. They
+   * stay mapped until every copy of the descriptor is closed, and what is mapped through it is unmapped. Bad
+   * references may show only when they are mapped.
+   * @param references as for `map`
+   */
+  handOver(domid: Domid, references: Uint32Array): HandedPages | HypervisorFault;
 }
 
 /** Pages of ours that another domain may map. */

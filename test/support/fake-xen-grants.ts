@@ -8,6 +8,7 @@ import {
   type GrantMapping,
   type GrantSharer,
   grantPageBytes,
+  type HandedPages,
   HypervisorFault,
   type SharedPages,
 } from '../../src/ports/hypervisor.ts';
@@ -221,6 +222,19 @@ export class FakeGrantMapper extends FakeGrants implements GrantMapper {
     }
     const view = table.memory.view(frames, access === 'write');
     return this.track(view, own, notice, () => table.give(own));
+  }
+
+  /** Grants that were handed over count as mapped until the descriptor is closed here: nobody tells of other processes. */
+  handOver(domid: Domid, references: Uint32Array): HandedPages | HypervisorFault {
+    const own = references.slice();
+    const table = this.machine.table(domid);
+    const frames = this.machine.separates(this.domid, domid) ? undefined : table?.take(own, this.domid, 'write');
+    const handed = frames === undefined ? undefined : table?.memory.handOver(frames);
+    if (table === undefined || handed === undefined) {
+      if (frames !== undefined) table?.give(own);
+      return new HypervisorFault('ioctl(GNTDEV_MAP_GRANT_REF)', 'EINVAL', domid, own[0]!, own.length);
+    }
+    return { ...handed, close: () => table.give(own) };
   }
 }
 

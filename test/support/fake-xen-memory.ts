@@ -70,6 +70,12 @@ export class FakeMemory {
     return new FakeView(this.#file.number, frames, writable);
   }
 
+  /** For another process; undefined unless the frames lie side by side in the file. */
+  handOver(frames: readonly number[]): { fd: number; offset: bigint } | undefined {
+    const inRow = frames.every((frame, i) => frame === frames[0]! + i);
+    return inRow ? { fd: this.#file.number, offset: BigInt(frames[0]! * grantPageBytes) } : undefined;
+  }
+
   /** Views that are open stay usable. */
   close(): void {
     this.#file.close();

@@ -2,14 +2,17 @@ import type { DeviceLink } from '../../../../device/endpoint.ts';
 import type { EnabledQueue, QueueEngine, QueueEngineOwner } from '../../../../device/queue-engine.ts';
 import type { RegionWatcher, SharedRegion } from '../../../../device/shared-memory.ts';
 import type { Clock, Timer } from '../../../../kit/clock.ts';
+import type { ErrnoName } from '../../../../kit/errno.ts';
 import { VmsgError } from '../../../../kit/errors.ts';
 import { limits } from '../../../../kit/limits.ts';
-import type { Closable } from '../../../../kit/scope.ts';
+import { type Closable, Scope } from '../../../../kit/scope.ts';
 import type { Poller } from '../../../../libc/poll.ts';
-import type { QueueDescriptors } from '../../../../ports/bus.ts';
+import type { HandedMemory, QueueDescriptors } from '../../../../ports/bus.ts';
 import type { DeviceRegion, VhostDevice } from '../../../../vhost-user/device.ts';
 import { protocolFeature } from '../../../../vhost-user/features.ts';
+import type { RegionDescription } from '../../../../vhost-user/regions.ts';
 import { FeatureSet, feature } from '../../../../virtio/features.ts';
+import { isGrantAddress } from '../../../../virtio-msg/xen-bus.ts';
 import type { Connection } from '../connection.ts';
 import type { Program } from './program.ts';
 import { DirectQueue } from './queue.ts';
@@ -25,6 +28,11 @@ export interface DirectQueuesParts {
   readonly unsuited: (why: string) => void;
 }
 
+/** A region, and how a descriptor for it is opened. */
+interface HandedRegion extends Omit<RegionDescription, 'mmapOffset'> {
+  readonly handOver: () => HandedMemory | ErrnoName;
+}
+
 /** Lets a program work on the queues of a device: it has the guest's memory, and the guest's own kicks and calls. */
 export class DirectQueues implements QueueEngine, RegionWatcher {
   readonly work = null;
@@ -36,7 +44,7 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
   #link: DeviceLink | undefined;
   #watch: Closable | undefined;
   /** What the guest shares, by area. */
-  #regions = new Map<number, DeviceRegion>();
+  #regions = new Map<number, HandedRegion>();
   /** Why the program cannot have something that the guest shares. */
   #unreachable: string | undefined;
   /** The program has the regions. */
@@ -88,18 +96,36 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     else done(0);
   }
 
-  async #add(device: VhostDevice, region: DeviceRegion): Promise<void> {
-    await this.#orUnsuited(() => device.addRegion(region));
+  async #add(device: VhostDevice, region: HandedRegion): Promise<void> {
+    if (takesSingle(device)) await this.#give([region], ([only]) => device.addRegion(only!));
+    else await this.#giveAll(device);
+  }
+
+  async #giveAll(device: VhostDevice): Promise<void> {
+    await this.#give([...this.#regions.values()], (regions) => device.setMemory(regions));
   }
 
   /** What the program does not take it may take by another way. */
-  async #orUnsuited(share: () => Promise<void>): Promise<void> {
+  async #give(
+    regions: readonly HandedRegion[],
+    send: (regions: readonly DeviceRegion[]) => Promise<void>,
+  ): Promise<void> {
+    const scope = new Scope();
     try {
-      await share();
+      const opened = regions.map(({ handOver, ...region }) => {
+        const handed = handOver();
+        if (typeof handed === 'string') throw new VmsgError('system-call', `it cannot be handed over: ${handed}`);
+        const { fd, offset } = scope.own(handed);
+        return { ...region, fd, mmapOffset: offset };
+      });
+      await send(opened);
     } catch (error) {
       if (error instanceof VmsgError)
         this.#parts.unsuited(`the program does not take the guest's memory: ${error.message}`);
       throw error;
+    } finally {
+      // It has copies of the descriptors. Grants stay mapped as long as there is one.
+      scope.close();
     }
   }
 
@@ -113,13 +139,13 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     void this.#program.do(({ device }) => this.#remove(device, region)).then(() => done(0));
   }
 
-  async #remove(device: VhostDevice, region: DeviceRegion): Promise<void> {
+  async #remove(device: VhostDevice, region: HandedRegion): Promise<void> {
     // A new program may have been started meanwhile.
     if (!device.regions.some(({ guestAddress }) => guestAddress === region.guestAddress)) return;
-    const whole = !device.description.protocolFeatures.has(protocolFeature.CONFIGURE_MEM_SLOTS);
+    if (takesSingle(device)) await device.removeRegion({ ...region, mmapOffset: 0n });
+    else if (this.#regions.size > 0) await this.#giveAll(device);
     // Back-ends do not take a table without regions.
-    if (whole && device.regions.length === 1) throw new VmsgError('backend-lost', 'the guest took its memory back');
-    await device.removeRegion(region);
+    else throw new VmsgError('backend-lost', 'the guest took its memory back');
   }
 
   activate(features: FeatureSet): void {
@@ -130,7 +156,7 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     this.#shared = true;
     void this.#program.do(async ({ device }) => {
       await device.agree(features.minus(ofTheBridge).minus(this.#program.description.added));
-      await this.#orUnsuited(() => device.setMemory([...this.#regions.values()]));
+      await this.#giveAll(device);
       await this.#startPrepared(device);
     });
     this.#watchProgress();
@@ -145,6 +171,10 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
       used: () => this.#link?.used(index),
       broken: () => this.#owner.failed(`queue ${index}: the program says that it is broken`),
     };
+    if (isGrantAddress(Number(queue.descAddr >> 32n))) {
+      this.#parts.unsuited('the guest grants its buffers one by one; a program needs a pool');
+      return;
+    }
     const opened = DirectQueue.open(queue, link.space, poller, events);
     if (typeof opened === 'string') {
       this.#owner.failed(`queue ${index}: ${opened}`);
@@ -277,19 +307,21 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
 
 const isThere = async ({ frontEnd }: Connection): Promise<void> => void (await frontEnd.getFeatures());
 
+const takesSingle = ({ description }: VhostDevice): boolean =>
+  description.protocolFeatures.has(protocolFeature.CONFIGURE_MEM_SLOTS);
+
 function closeBoth(descriptors: QueueDescriptors | undefined): void {
   descriptors?.kick.close();
   descriptors?.call.close();
 }
 
 /** @returns why a program cannot have it */
-function passedOn({ area, readOnly, memory, foreign }: SharedRegion): DeviceRegion | string {
+function passedOn({ area, readOnly, memory, foreign }: SharedRegion): HandedRegion | string {
   if (foreign !== undefined) return `area ${area} of the guest is for domain ${foreign.domid}`;
-  const { source, bytes } = memory;
-  if (source === undefined || !('fd' in source)) return `area ${area} of the guest has no descriptor`;
+  const { handOver, bytes } = memory;
   if (readOnly) return `area ${area} of the guest is read-only`;
+  if (handOver === undefined) return `area ${area} of the guest cannot be handed over`;
   const address = BigInt(area) << 48n;
   // Nothing of ours tells where memory is mapped here: user addresses are those of the bus.
-  const region = { guestAddress: address, userAddress: address, size: BigInt(bytes.length) };
-  return { ...region, mmapOffset: source.offset, fd: source.fd };
+  return { guestAddress: address, userAddress: address, size: BigInt(bytes.length), handOver };
 }
