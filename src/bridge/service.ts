@@ -3,7 +3,6 @@ import { toErrorData, VmsgError } from '../kit/errors.ts';
 import type {
   Channel,
   Commands,
-  DataPlaneSnapshot,
   Kind,
   Kinds,
   MessageRecord,
@@ -232,9 +231,8 @@ export class Service implements Commands, EventSource {
     return { items: items.map((entry) => resourceOf<K>(entry as Entry, sources)), next };
   }
 
-  async dataPlane(): Promise<DataPlaneSnapshot | null> {
-    return (await this.#snapshotFor('buses'))?.dataPlane ?? null;
-  }
+  readonly dataPlane = async (): Promise<LaneSnapshot['dataPlane'] | null> =>
+    (await this.#snapshotFor('buses'))?.dataPlane ?? null;
 
   async listChannels(request: PageRequest): Promise<PageOf<Channel>> {
     checkLimit(request);

@@ -81,9 +81,12 @@ export const epollCtl = declare<(epoll: number, operation: number, fd: number, e
 export const epollWait = declare<(epoll: number, events: Address, count: number, timeoutMs: number) => number>(
   'int epoll_wait(int, uintptr_t, int, int)',
 );
-/** For calls that libc has no function for; at most five arguments, numbers below 2^53 or addresses. */
-export const systemCall = declare<(number: number, a: number, b: number, c: number, d: number, e: number) => number>(
-  'int64_t syscall(int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t)',
+/** For calls that libc has no function for: arguments are addresses, or numbers below 2^53. */
+export const systemCall3 = declare<(number: number, a: number, b: number, c: number) => number>(
+  'long syscall(long, uintptr_t, uintptr_t, uintptr_t)',
+);
+export const systemCall5 = declare<(number: number, a: number, b: number, c: number, d: number, e: number) => number>(
+  'long syscall(long, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t)',
 );
 
 export const socketNative =

@@ -4,10 +4,12 @@ import { type Closable, Scope } from '../kit/scope.ts';
 import { checked, errnos, failed } from './errno.ts';
 import { signalSharedEventfd } from './eventfd.ts';
 import { Mapping } from './mapping.ts';
-import { lastErrno, systemCall } from './native.ts';
+import { lastErrno, systemCall3, systemCall5 } from './native.ts';
 
 // linux/aio_abi.h
 const iocbBytes = 64;
+const iocbWords = iocbBytes / 4;
+const eventfdWord = 15;
 const iocbFlagResultFd = 1;
 const eventBytes = 32;
 /** Numbers of io_setup, io_destroy, io_submit, io_getevents. */
@@ -28,9 +30,11 @@ const submitTries = 3;
 export class SignalBatch implements Closable {
   readonly #scope = new Scope();
   readonly #memory: Mapping;
-  readonly #fds: DataView;
+  /** All of the memory; an iocb ends with the eventfd that it signals. */
+  readonly #words: Uint32Array;
   readonly #max: number;
   readonly #context: number;
+  readonly #pointers: number;
   readonly #eventsAddress: number;
   #count = 0;
   #unreaped = 0;
@@ -44,16 +48,19 @@ export class SignalBatch implements Closable {
       this.#scope.defer(() => closeSync(nothing));
       const [pointers, events] = [max * iocbBytes, max * iocbBytes + max * 8];
       this.#memory = this.#scope.own(Mapping.anonymous(events + ringEvents * eventBytes));
-      this.#eventsAddress = this.#memory.address + events;
-      this.#fds = new DataView(this.#memory.bytes.buffer);
+      const { address, bytes } = this.#memory;
+      this.#pointers = address + pointers;
+      this.#eventsAddress = address + events;
+      this.#words = new Uint32Array(bytes.buffer);
+      const addresses = new BigUint64Array(bytes.buffer, pointers, max);
       for (let i = 0; i < max; i++) {
         // IOCB_CMD_PREAD is 0, like the rest that is not set.
-        this.#fds.setUint32(i * iocbBytes + 20, nothing, true);
-        this.#fds.setUint32(i * iocbBytes + 56, iocbFlagResultFd, true);
-        this.#fds.setBigUint64(pointers + i * 8, BigInt(this.#memory.address + i * iocbBytes), true);
+        this.#words[i * iocbWords + 5] = nothing;
+        this.#words[i * iocbWords + 14] = iocbFlagResultFd;
+        addresses[i] = BigInt(address + i * iocbBytes);
       }
       this.#context = this.#setUp(events);
-      this.#scope.defer(() => systemCall(calls.destroy, this.#context, 0, 0, 0, 0));
+      this.#scope.defer(() => systemCall3(calls.destroy, this.#context, 0, 0));
     } catch (error) {
       this.#scope.close();
       throw error;
@@ -63,18 +70,17 @@ export class SignalBatch implements Closable {
   /** Adds 1 to an eventfd at the next `flush`, or now when the batch is full. It stays open until then. */
   add(fd: number): void {
     if (this.#count === this.#max) this.flush();
-    this.#fds.setUint32(this.#count++ * iocbBytes + 60, fd, true);
+    this.#words[this.#count++ * iocbWords + eventfdWord] = fd;
   }
 
   /** @throws SystemCallError for what is no eventfd */
   flush(): void {
     const count = this.#count;
     this.#count = 0;
-    const pointers = this.#memory.address + this.#max * iocbBytes;
     let tries = 0;
     for (let done = 0; done < count; ) {
       if (this.#unreaped + count - done > ringEvents) this.#reap();
-      const result = systemCall(calls.submit, this.#context, count - done, pointers + done * 8, 0, 0);
+      const result = systemCall3(calls.submit, this.#context, count - done, this.#pointers + done * 8);
       if (result > 0) {
         done += result;
         this.#unreaped += result;
@@ -85,7 +91,7 @@ export class SignalBatch implements Closable {
         this.#reap();
       } else {
         // No memory in the kernel, most likely. A signal that is lost would stop a guest for good.
-        signalSharedEventfd(this.#fds.getUint32(done++ * iocbBytes + 60, true));
+        signalSharedEventfd(this.#words[done++ * iocbWords + eventfdWord]!);
       }
     }
   }
@@ -96,13 +102,13 @@ export class SignalBatch implements Closable {
 
   /** io_setup writes the context to memory that is free until the first completion. */
   #setUp(scratch: number): number {
-    checked(systemCall(calls.setup, ringEvents, this.#memory.address + scratch, 0, 0, 0), 'io_setup');
-    return Number(this.#fds.getBigUint64(scratch, true));
+    checked(systemCall3(calls.setup, ringEvents, this.#memory.address + scratch, 0), 'io_setup');
+    return Number(new BigUint64Array(this.#memory.bytes.buffer, scratch, 1)[0]);
   }
 
   #reap(): void {
     // Asked for none at least it does not wait.
-    const taken = systemCall(calls.getEvents, this.#context, 0, ringEvents, this.#eventsAddress, 0);
+    const taken = systemCall5(calls.getEvents, this.#context, 0, ringEvents, this.#eventsAddress, 0);
     if (taken < 0 && lastErrno() !== errnos.EINTR) failed('io_getevents');
     this.#unreaped = Math.max(0, this.#unreaped - Math.max(0, taken));
   }

@@ -3,7 +3,7 @@ import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
 import { type Closable, Scope } from '../../kit/scope.ts';
 import { type EventChannel, type EventChannels, HypervisorFault } from '../../ports/hypervisor.ts';
-import type { EventChannelRef, GuestEnd, JoinCounts, JoinSpec } from './protocol.ts';
+import { countAt, type EventChannelRef, type GuestEnd, type JoinSpec } from './protocol.ts';
 
 export interface EngineParts {
   /** Calls back for each edge of an eventfd, also for one before the watch. Does not read it. */
@@ -14,7 +14,7 @@ export interface EngineParts {
   readonly openChannels: () => EventChannels;
   /** There is something to pass on, for the first time since `forward` has left nothing. */
   readonly wake: () => void;
-  readonly counts: JoinCounts;
+  readonly counts: Float64Array;
 }
 
 /** One direction of one queue. At most once among those that wait, however often its source fires. */
@@ -88,7 +88,7 @@ export class JoinEngine implements Closable {
       const path = waiting[i]!;
       path.waiting = false;
       if (!path.open) continue;
-      counts.signals++;
+      counts[countAt.signals]!++;
       path.signal();
     }
     signals.flush();
@@ -167,7 +167,7 @@ export class JoinEngine implements Closable {
   }
 
   #mark(path: Path): void {
-    this.#p.counts.events++;
+    this.#p.counts[countAt.events]!++;
     if (path.waiting) return;
     path.waiting = true;
     if (this.#waiting.push(path) === 1) this.#p.wake();

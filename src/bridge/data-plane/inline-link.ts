@@ -8,7 +8,7 @@ import type { EventChannels } from '../../ports/hypervisor.ts';
 import { carryOut } from './commands.ts';
 import type { JoinLink } from './data-plane.ts';
 import { JoinEngine } from './engine.ts';
-import { type JoinCounts, type JoinOutcome, type JoinRequest, noCounts } from './protocol.ts';
+import { countAt, type JoinCounts, type JoinOutcome, type JoinRequest, newCounts, readCounts } from './protocol.ts';
 
 export interface InlineLinkParts {
   /** Of the event loop of this thread. */
@@ -24,7 +24,7 @@ export class InlineLink implements JoinLink {
   readonly #scope = new Scope();
   readonly #engine: JoinEngine;
   readonly #scheduler: Scheduler;
-  readonly #counts = noCounts();
+  readonly #counts = newCounts();
 
   /** @throws SystemCallError */
   constructor({ poller, openChannels, scheduler, ended }: InlineLinkParts) {
@@ -47,7 +47,7 @@ export class InlineLink implements JoinLink {
   }
 
   counts(): JoinCounts {
-    return { ...this.#counts };
+    return readCounts(this.#counts);
   }
 
   async close(): Promise<void> {
@@ -56,7 +56,7 @@ export class InlineLink implements JoinLink {
 
   readonly #forward = (): void => {
     if (this.#scope.closed) return;
-    this.#counts.rounds++;
+    this.#counts[countAt.rounds]!++;
     if (this.#engine.forward()) this.#scheduler.later(this.#forward);
   };
 }

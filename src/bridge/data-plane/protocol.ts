@@ -53,29 +53,26 @@ export interface DataPlaneSnapshot extends JoinCounts {
   readonly joins: number;
 }
 
-const countNames = ['events', 'signals', 'rounds', 'sleeps', 'spinsPaid', 'spinsUnpaid'] as const;
+/** Where each number stands in an array; one thread writes. */
+export const countAt = { events: 0, signals: 1, rounds: 2, sleeps: 3, spinsPaid: 4, spinsUnpaid: 5 } as const;
+const countNames = Object.keys(countAt) as readonly (keyof JoinCounts)[];
 
-export const noCounts = (): JoinCounts => ({
-  events: 0,
-  signals: 0,
-  rounds: 0,
-  sleeps: 0,
-  spinsPaid: 0,
-  spinsUnpaid: 0,
-});
-
-/** Where a thread leaves its counts for others; one thread writes. */
+export const noCounts = (): JoinCounts => readCounts(newCounts());
+export const newCounts = (): Float64Array<ArrayBuffer> => new Float64Array(countNames.length);
+/** For another thread to read. */
 export const sharedCounts = (): Float64Array<SharedArrayBuffer> =>
   new Float64Array(new SharedArrayBuffer(countNames.length * 8));
 
-export function writeCounts(counts: JoinCounts, to: Float64Array): void {
-  for (let i = 0; i < countNames.length; i++) to[i] = counts[countNames[i]!];
-}
-
 export function readCounts(from: Float64Array): JoinCounts {
-  const counts = noCounts();
-  for (const [i, name] of countNames.entries()) counts[name] = from[i] ?? 0;
-  return counts;
+  const read = (name: keyof JoinCounts): number => from[countAt[name]] ?? 0;
+  return {
+    events: read('events'),
+    signals: read('signals'),
+    rounds: read('rounds'),
+    sleeps: read('sleeps'),
+    spinsPaid: read('spinsPaid'),
+    spinsUnpaid: read('spinsUnpaid'),
+  };
 }
 
 export function addCounts(to: JoinCounts, counts: JoinCounts): void {

@@ -1,4 +1,4 @@
-import type { JoinCounts } from './protocol.ts';
+import { countAt } from './protocol.ts';
 import type { SpinBudget } from './spin.ts';
 
 export interface RoundParts {
@@ -9,7 +9,7 @@ export interface RoundParts {
   readonly spin: SpinBudget;
   /** Monotonic microseconds. */
   readonly nowUs: () => number;
-  readonly counts: JoinCounts;
+  readonly counts: Float64Array;
 }
 
 /** What a data-plane thread does all the time: wait for events, take in a bounded number, pass them on. */
@@ -27,7 +27,7 @@ export class Rounds {
   run(maxWaitMs: number): void {
     const found = this.#more || maxWaitMs === 0 ? this.#p.poll(0) : this.#wait(maxWaitMs);
     this.#busy = found > 0;
-    this.#p.counts.rounds++;
+    this.#p.counts[countAt.rounds]!++;
     this.#more = this.#p.forward();
   }
 
@@ -35,7 +35,7 @@ export class Rounds {
     const { poll, counts } = this.#p;
     const found = this.#busy ? this.#look() : 0;
     if (found > 0) return found;
-    counts.sleeps++;
+    counts[countAt.sleeps]!++;
     return poll(maxWaitMs);
   }
 
@@ -47,11 +47,11 @@ export class Rounds {
     do {
       const found = poll(0);
       if (found === 0) continue;
-      counts.spinsPaid++;
+      counts[countAt.spinsPaid]!++;
       spin.paid();
       return found;
     } while (nowUs() < end);
-    counts.spinsUnpaid++;
+    counts[countAt.spinsUnpaid]!++;
     spin.unpaid();
     return 0;
   }

@@ -7,7 +7,7 @@ import { SignalBatch } from '../../libc/signal-batch.ts';
 import type { EventChannels } from '../../ports/hypervisor.ts';
 import { carryOut } from './commands.ts';
 import { JoinEngine } from './engine.ts';
-import { type JoinCommand, type JoinReply, noCounts, writeCounts } from './protocol.ts';
+import type { JoinCommand, JoinReply } from './protocol.ts';
 import { Rounds } from './rounds.ts';
 import { SpinBudget } from './spin.ts';
 
@@ -32,7 +32,7 @@ export function serveJoins(
 ): void {
   const scope = new Scope();
   try {
-    const counts = noCounts();
+    const { counts } = data;
     const poller = scope.own(new EpollPoller(limits.dataPlaneBatchEvents));
     const engine = scope.own(
       new JoinEngine({
@@ -50,10 +50,7 @@ export function serveJoins(
       commanded = true;
     });
     const rounds = new Rounds({
-      poll: (timeoutMs) => {
-        if (timeoutMs > 0) writeCounts(counts, data.counts);
-        return poller.dispatch(timeoutMs);
-      },
+      poll: (timeoutMs) => poller.dispatch(timeoutMs),
       forward: () => engine.forward(),
       spin: new SpinBudget(data.spinUs),
       nowUs: () => performance.now() * 1000,
