@@ -1,18 +1,20 @@
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { openDataPlane } from '../../src/app/lane-data-plane.ts';
-import type { DataPlane, QueueJoin } from '../../src/bridge/data-plane/data-plane.ts';
+import { DataPlane, type QueueJoin } from '../../src/bridge/data-plane/data-plane.ts';
+import { JoinEngine } from '../../src/bridge/data-plane/engine.ts';
+import { newCounts } from '../../src/bridge/data-plane/protocol.ts';
+import { WorkerLink } from '../../src/bridge/data-plane/worker-link.ts';
 import { census } from '../../src/libc/census.ts';
 import { linux } from '../../src/libc/constants.ts';
+import { EpollPoller } from '../../src/libc/epoll.ts';
 import { createEventfd, drainEventfd, signalEventfd } from '../../src/libc/eventfd.ts';
 import { type Fd, setStatusFlags, statusFlags } from '../../src/libc/fd.ts';
 import { writeFrom } from '../../src/libc/native.ts';
 import { LoopPoller } from '../../src/libc/poll.ts';
-import { asEventPort, HypervisorFault } from '../../src/ports/hypervisor.ts';
+import { SignalBatch } from '../../src/libc/signal-batch.ts';
+import { asDomid, asEventPort, HypervisorFault } from '../../src/ports/hypervisor.ts';
+import { EventDevice } from '../support/event-device.ts';
 import { FakeXen } from '../support/fake-xen.ts';
 import { settledCensus } from '../support/settled-census.ts';
 import { eventually } from './libc-harness.ts';
@@ -277,52 +279,87 @@ describe('data plane and event channels', () => {
   });
 });
 
-describe('the end of a process with a data plane', () => {
-  const url = (file: string): string => new URL(`../../src/${file}.js`, import.meta.url).href;
-  const parent = (file: string): string => `
-    import { Worker } from 'node:worker_threads';
-    import { createEventfd } from '${url('libc/eventfd')}';
-    createEventfd();
-    const worker = new Worker(${JSON.stringify(file)});
-    worker.on('message', () => worker.terminate());
-    worker.on('exit', (code) => console.log('exit', code));
-  `;
-  const run = (end: string, inLane: boolean) => {
-    const body = `
-      import { openDataPlane } from '${url('app/lane-data-plane')}';
-      import { createEventfd } from '${url('libc/eventfd')}';
-      const fd = () => createEventfd().number;
-      const plane = openDataPlane({ dataPlaneWorkers: 2, dataPlaneSpinUs: 0 }, undefined, undefined);
-      for (let i = 0; i < 2; i++) await plane.join({ kick: { from: { eventfd: fd() }, to: fd() } }, (why) => { throw new Error(why); });
-      ${end}
-    `;
-    const folder = mkdtempSync(path.join(tmpdir(), 'vmsg-data-plane-'));
-    const file = path.join(folder, 'program.mjs');
-    writeFileSync(file, body);
-    const main = inLane ? path.join(folder, 'main.mjs') : file;
-    if (inLane) writeFileSync(main, parent(file));
-    const { status, signal, stdout } = spawnSync(process.execPath, [main], {
-      encoding: 'utf8',
-      timeout: 20_000,
-      killSignal: 'SIGKILL',
-    });
-    rmSync(folder, { recursive: true });
-    return { status, signal, stdout };
-  };
+describe('a data-plane thread and the event channels of Xen', () => {
+  const guest = asDomid(5)!;
+  const channel = (port: number) => ({ channel: { domid: guest, port: asEventPort(port)! } });
 
-  for (const [name, end, status] of [
-    ['process.exit', 'process.exit(3)', 3],
-    ['an exception', "throw new Error('on purpose')", 1],
-    ['a rejection', "await Promise.reject(new Error('on purpose'))", 1],
-    ['close', 'await plane.close()', 0],
-  ] as const) {
-    test(`${name} ends it`, () => assert.deepEqual(run(end, false), { status, signal: null, stdout: '' }));
-  }
-  test('process.exit of a Worker that has one ends that Worker', () => {
-    assert.deepEqual(run('process.exit(3)', true), { status: 0, signal: null, stdout: 'exit 3\n' });
+  test('one wait for all: ports of the device and eventfds; ports are given back after their round', () => {
+    const epoll = new EpollPoller(8);
+    const device = new EventDevice(epoll);
+    const batch = new SignalBatch(8);
+    const engine = new JoinEngine({
+      watchEdges: (fd, onEdge) => epoll.watchEdges(fd, onEdge),
+      signals: batch,
+      openChannels: () => device.channels,
+      wake: () => {},
+      counts: newCounts(),
+    });
+    const round = (): void => {
+      assert.ok(epoll.dispatch(1000) > 0);
+      engine.forward();
+    };
+    const [kick, call, other] = [createEventfd(), createEventfd(), createEventfd()];
+    // The device numbers ports in the order in which they are bound: 1 and 2.
+    engine.join(1, { kick: { from: channel(41), to: kick.number }, call: { from: call.number, to: channel(41) } });
+    engine.join(2, { kick: { from: channel(42), to: other.number } });
+    engine.forward();
+    assert.deepEqual([drainEventfd(kick.number), drainEventfd(other.number)], [true, true]);
+    device.raise(1);
+    round();
+    assert.deepEqual([drainEventfd(kick.number), drainEventfd(other.number)], [true, false]);
+    assert.deepEqual(device.finished(), [1]);
+    signalEventfd(call.number);
+    round();
+    assert.deepEqual(device.notified, [1]);
+    device.raise(2, 1);
+    signalEventfd(call.number);
+    round();
+    assert.deepEqual([drainEventfd(kick.number), drainEventfd(other.number)], [true, true]);
+    assert.deepEqual(device.notified, [1, 1]);
+    engine.unjoin(1);
+    assert.deepEqual(device.unbound, [1]);
+    engine.close();
+    assert.deepEqual(device.unbound, [1, 2]);
+    for (const each of [device, epoll, batch, kick, call, other]) each.close();
   });
-  test('terminate of a Worker that has one ends that Worker', () => {
-    const end = "setInterval(() => {}, 1000); (await import('node:worker_threads')).parentPort.postMessage(1)";
-    assert.deepEqual(run(end, true), { status: 0, signal: null, stdout: 'exit 1\n' });
+});
+
+describe('a data-plane thread that fails', () => {
+  const planeOf = (program: string): DataPlane =>
+    new DataPlane({
+      places: 1,
+      open: (ended) => new WorkerLink(new URL(`data:text/javascript,${encodeURIComponent(program)}`), 0, ended),
+    });
+
+  test('at its start: the join fails with the reason, and nothing stays open', async () => {
+    const queue = new Queue();
+    const start = await settledCensus();
+    const plane = planeOf("throw new Error('on purpose')");
+    for (let attempt = 0; attempt < 2; attempt++) {
+      await assert.rejects(plane.join(queue.spec, lostNever), { code: 'unavailable', message: 'on purpose' });
+    }
+    await plane.close();
+    assert.deepEqual(await settledCensus(), start);
+    queue.close();
+  });
+
+  test('later: the users of its joins are told', async () => {
+    const queue = new Queue();
+    const start = await settledCensus();
+    const plane = planeOf(`
+      import { parentPort } from 'node:worker_threads';
+      parentPort.once('message', ({ call }) => {
+        parentPort.postMessage({ call, outcome: { ok: true } });
+        setImmediate(() => { throw new Error('on purpose'); });
+      });
+    `);
+    const reason = await new Promise<string>((resolve, reject) => {
+      plane.join(queue.spec, resolve).catch(reject);
+    });
+    assert.equal(reason, 'on purpose');
+    assert.equal(plane.snapshot().joins, 0);
+    await plane.close();
+    assert.deepEqual(await settledCensus(), start);
+    queue.close();
   });
 });
