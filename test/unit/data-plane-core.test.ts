@@ -365,6 +365,16 @@ describe('places of a data plane', () => {
     assert.deepEqual(lost, [], 'one was closed, the other never began');
     await close();
   });
+  test('a place that ends in the turn of its answer has joined nothing', async () => {
+    const { links, lost, join, plane, close } = rig(1);
+    await (await join()).close();
+    const joining = join();
+    links[0]?.end('broken');
+    await assert.rejects(joining, { code: 'unavailable' });
+    assert.deepEqual(lost, []);
+    assert.equal(plane.snapshot().joins, 0);
+    await close();
+  });
   test('a join that is refused leaves nothing open', async () => {
     const start = census();
     const { links, join, plane, close } = rig(1);

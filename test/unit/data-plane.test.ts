@@ -350,12 +350,18 @@ describe('a data-plane thread that fails', () => {
       import { parentPort } from 'node:worker_threads';
       parentPort.once('message', ({ call }) => {
         parentPort.postMessage({ call, outcome: { ok: true } });
-        setImmediate(() => { throw new Error('on purpose'); });
+        parentPort.once('message', () => { throw new Error('on purpose'); });
       });
     `);
-    const reason = await new Promise<string>((resolve, reject) => {
-      plane.join(queue.spec, resolve).catch(reject);
-    });
+    let reason = '';
+    const fails = (why: string): void => {
+      reason = why;
+    };
+    const join = await joined(plane, queue, fails);
+    // The next command is one too many.
+    await assert.rejects(plane.join(queue.spec, lostNever), { code: 'unavailable', message: 'on purpose' });
+    await eventually(() => assert.equal(plane.snapshot().joins, 0));
+    await join.close();
     assert.equal(reason, 'on purpose');
     assert.equal(plane.snapshot().joins, 0);
     await plane.close();

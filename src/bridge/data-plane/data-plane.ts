@@ -92,6 +92,8 @@ export class DataPlane {
     const id = this.#nextJoin++;
     // When this rejects the end of the place closes the descriptors.
     const outcome = await place.link.call({ join: id, spec: own });
+    // Its answer and its end may come in one turn.
+    if (!place.held.has(held)) throw new VmsgError('unavailable', 'the data plane ended while a queue was joined');
     if ('ok' in outcome) {
       held.open = true;
       return { close: () => leave(place, held, id) };
