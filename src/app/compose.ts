@@ -6,6 +6,7 @@ import { TokenAccess } from '../../api/access.ts';
 import { listen, listenFd, listenTcp } from '../../api/listen.ts';
 import { ApiState, buildServer } from '../../api/server.ts';
 import { endLeftovers } from '../bridge/backend/vhost-user/spawn/leftovers.ts';
+import { killNow } from '../bridge/backend/vhost-user/spawn/processes.ts';
 import { InlineLane } from '../bridge/lane/inline.ts';
 import type { Lane } from '../bridge/lane/protocol.ts';
 import { WorkerLane } from '../bridge/lane/worker-lane.ts';
@@ -44,7 +45,7 @@ export async function startService(config: Config, log: Logger, apiFd?: number):
   try {
     const dirs = prepareDirs(config, uid);
     for (const dir of [config.stateDir, config.runtimeDir]) lockDirectory(dir, scope);
-    await endLeftovers(dirs.programs, { clock: systemClock, log });
+    await endLeftovers(dirs.programs, { clock: systemClock, log, kill: (pid) => killNow(pid, 'SIGKILL') });
     const store = Store.open(dirs.state);
     const lane = makeLane(config);
     scope.defer(() => lane.close());

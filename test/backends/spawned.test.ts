@@ -6,6 +6,8 @@ import { membersOf } from '../../src/bridge/backend/vhost-user/spawn/processes.t
 import { BlkDriver, connect, type GuestBus } from '../../src/guest/index.ts';
 import { type BackendName, backendProgram } from '../support/backend-programs.ts';
 import { leadersIn } from '../support/programs.ts';
+import { emptyQcow2 } from '../support/qcow2.ts';
+import { runVmsg } from '../support/run-command.ts';
 import { eventually, ServiceHome, type ServiceProcess } from '../support/service-process.ts';
 
 const names: readonly BackendName[] = ['qemu-storage-daemon', 'virtiofsd', 'passt', 'vhost-device-vsock'];
@@ -108,6 +110,38 @@ test('each of the four comes back when it is killed', async () => {
     }, `${id} is back`);
     assert.notEqual(leaderOf(id), killed);
   }
+});
+
+test('one command attaches each of the four, and what was made goes again', async () => {
+  const vmsg = async (...args: string[]): Promise<string> => {
+    const { code, stdout, stderr } = await runVmsg(args, { VMSG_API: home.apiSocket });
+    assert.equal(code, 0, stderr);
+    return stdout;
+  };
+  await vmsg('domain', 'add', 'other');
+  await vmsg('bus', 'add', 'other', '--domain', 'other');
+  const image = join(home.directory, 'image.qcow2');
+  writeFileSync(image, emptyQcow2(1 << 20));
+  const commands = [
+    ['--disk', image],
+    ['--directory', join(home.directory, 'shared')],
+    ['--network'],
+    ['--vsock', '5', '--host-socket', join(home.directory, 'other.sock')],
+  ];
+  for (const [n, options] of commands.entries()) {
+    const said = await vmsg('attach', 'other', ...options);
+    assert.match(said, new RegExp(`^attachments/other\\.\\w+ created, device number ${n}\n$`));
+  }
+  const listing = await vmsg('attachment', 'ls');
+  for (const [kind, type] of Object.entries({ disk: 'blk', directory: 'fs', network: 'net', vsock: 'vsock' })) {
+    assert.match(listing, new RegExp(`other\\.${kind} +other +\\d +${type} +other\\.${kind} +active`));
+    await vmsg('detach', `other.${kind}`);
+    await vmsg('backend', 'rm', `other.${kind}`);
+  }
+  await eventually(
+    async () => (leadersIn(home.programsPath).length === attachments.length ? true : undefined),
+    'their programs have ended',
+  );
 });
 
 test('nothing is left when the service is killed, and everything is there again after its next start', async () => {

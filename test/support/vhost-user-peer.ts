@@ -1,7 +1,7 @@
 import { Fd, type ForeignFd } from '../../src/libc/fd.ts';
 import type { Messenger } from '../../src/libc/messenger.ts';
 import type { Poller, Watch } from '../../src/libc/poll.ts';
-import { UnixListener } from '../../src/libc/unix-socket.ts';
+import { connectUnix, UnixListener } from '../../src/libc/unix-socket.ts';
 import { BackEnd } from '../../src/vhost-user/back-end.ts';
 import type { ServedDevice } from '../../src/vhost-user/served-device.ts';
 import { SocketChannel } from '../../src/vhost-user/socket.ts';
@@ -42,7 +42,7 @@ export class VhostUserPeer {
     });
   }
 
-  #accept(foreign: ForeignFd): void {
+  #accept(foreign: Fd): void {
     this.accepted += 1;
     const fd = new Fd(foreign.release());
     if (this.manners === 'hang up') fd.close();
@@ -54,6 +54,14 @@ export class VhostUserPeer {
       const open = (number: ForeignFd) => new SocketChannel(new Fd(number.release()), this.#messenger, this.#poller);
       this.#open.add(new BackEnd(new SocketChannel(fd, this.#messenger, this.#poller), this.device, open));
     }
+  }
+
+  /** Connects to a front-end that listens at the path. @returns false when none does */
+  call(): boolean {
+    const fd = connectUnix(this.path, 'stream');
+    if (!(fd instanceof Fd)) return false;
+    this.#accept(fd);
+    return true;
   }
 
   /** Ends every connection. It goes on listening. */

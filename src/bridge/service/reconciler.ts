@@ -280,9 +280,17 @@ export class Reconciler {
     const entry = this.#parts.inventory.get('attachments', attachment);
     if (entry?.lane.state !== 'in') return;
     this.#isOut(entry);
-    entry.lane.reason = reason;
+    const backend = this.#parts.inventory.get('backends', entry.spec.backend);
+    const isFinal = backend !== undefined && this.#isLeftAlone(backend);
+    entry.lane.reason = isFinal ? `${reason}; its program is not started again (restart: never)` : reason;
     this.announce(entry);
-    if (entry.phase === 'present') this.#schedule(entry, limits.reconcileRetryMinMs);
+    if (entry.phase === 'present' && !isFinal) this.#schedule(entry, limits.reconcileRetryMinMs);
+  }
+
+  #isLeftAlone(backend: Entry<'backends'>): boolean {
+    if (backend.spec.type !== 'program') return false;
+    const spec = this.#parts.laneBackendSpec(backend);
+    return spec.type === 'program' && spec.restart === 'never';
   }
 
   /** The guest of a bus serves other devices now: attachments that wait for one are tried at once. */

@@ -3,12 +3,22 @@ import { join } from 'node:path';
 import type { Clock } from '../../../../kit/clock.ts';
 import { VmsgError } from '../../../../kit/errors.ts';
 import { limits } from '../../../../kit/limits.ts';
-import { bootId, environmentOf, killNow, membersOf, type ProcessRow, pidNamespace, processRow } from './processes.ts';
+import {
+  bootId,
+  environmentOf,
+  type Killed,
+  membersOf,
+  type ProcessRow,
+  pidNamespace,
+  processRow,
+} from './processes.ts';
 import { directoryVariable, type ProgramRecord, readRecord } from './record.ts';
 
 export interface LeftoverParts {
   readonly clock: Clock;
   readonly log: { warn(data: object, message: string): void };
+  /** Sends SIGKILL. */
+  readonly kill: (pid: number) => Killed;
 }
 
 /**
@@ -46,7 +56,7 @@ function ours(start: string, { pid, startTime }: ProgramRecord): ProcessRow[] {
   });
 }
 
-async function endOne(start: string, record: ProgramRecord, { clock, log }: LeftoverParts): Promise<void> {
+async function endOne(start: string, record: ProgramRecord, { clock, log, kill }: LeftoverParts): Promise<void> {
   // Processes do not outlive the machine, and those of another container end with it.
   if (record.bootId !== bootId() || record.pidNamespace !== pidNamespace()) return;
   const { backend, program } = record;
@@ -59,7 +69,7 @@ async function endOne(start: string, record: ProgramRecord, { clock, log }: Left
   for (let pauseMs = 1; members.length > 0; pauseMs = Math.min(2 * pauseMs, limits.programLookMaxMs)) {
     const who = `process ${members[0]!.pid} of the program ${program}, which an earlier service left,`;
     for (const { pid } of members) {
-      if (killNow(pid, 'SIGKILL') !== 'refused') continue;
+      if (kill(pid) !== 'refused') continue;
       throw new VmsgError(
         'unavailable',
         `${who} must not be killed by this user: end it, or start the service as root`,

@@ -38,6 +38,8 @@ export class Program {
   #ending = false;
   /** Nothing that is left of it may go on. */
   #killing = false;
+  /** Told already. */
+  #isRefused = false;
 
   private constructor(spec: LaneProgramSpec, parts: ProgramParts, directory: string) {
     this.#spec = spec;
@@ -148,8 +150,14 @@ export class Program {
     this.#killing = true;
     if (pid === undefined) return;
     // While a member is there, the number of the group is nobody else's.
-    if (killNow(-pid, 'SIGKILL') === 'refused') this.#parts.log('warn', `process group ${pid} must not be killed`);
-    for (const member of membersOf(pid)) if (member.group !== pid) killNow(member.pid, 'SIGKILL');
+    this.#signal(-pid, 'SIGKILL');
+    for (const member of membersOf(pid)) this.#signal(member.pid, 'SIGKILL');
+  }
+
+  #signal(pid: number, signal: 'SIGTERM' | 'SIGKILL'): void {
+    if (killNow(pid, signal) !== 'refused' || this.#isRefused) return;
+    this.#isRefused = true;
+    this.#parts.log('warn', `the service may not end process ${Math.abs(pid)}: it lacks CAP_KILL`);
   }
 
   /**
@@ -185,7 +193,7 @@ export class Program {
     this.#ending = true;
     const { pid } = this.#child;
     if (pid === undefined || this.#exit !== undefined || this.#killing) return;
-    if (killNow(-pid, 'SIGTERM') === 'refused') this.#parts.log('warn', `process group ${pid} must not be ended`);
+    this.#signal(-pid, 'SIGTERM');
     const late = this.#parts.clock.after(limits.programGraceMs, () => {
       this.#parts.log('warn', 'does not end by itself and is killed');
       this.#kill();

@@ -1,0 +1,81 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { SpawnedEndpoint } from '../../src/bridge/backend/vhost-user/spawn/endpoint.ts';
+import { Programs } from '../../src/bridge/backend/vhost-user/spawn/programs.ts';
+import type { LaneProgramSpec } from '../../src/bridge/lane/protocol.ts';
+import { type Clock, systemClock } from '../../src/kit/clock.ts';
+import { Scope } from '../../src/kit/scope.ts';
+import { leadersIn } from './programs.ts';
+
+/** Time that passes so many times faster. */
+const hurried = (times: number): Clock => ({
+  nowMs: () => systemClock.nowMs() * times,
+  after: (delayMs, callback) => systemClock.after(delayMs / times, callback),
+});
+
+/** A program that listens, and runs a piece of JavaScript before; `server` is a net.Server, `connection` its event. */
+export const listener = (before = '', onConnection = 'c => c.on("error", () => {})'): string[] => [
+  process.execPath,
+  '-e',
+  `${before};require('net').createServer(${onConnection}).listen(process.argv[1])`,
+  '{socket}',
+];
+
+/** Programs that are small scripts, with a directory and a log of their own. */
+export class ProgramBench {
+  readonly directory = mkdtempSync(join(tmpdir(), 'vmsg-prog-'));
+  readonly lines: string[] = [];
+  readonly #clock: Clock;
+  readonly #programs = new Programs();
+  readonly #endpoints: SpawnedEndpoint[] = [];
+
+  constructor(speed = 1) {
+    this.#clock = hurried(speed);
+  }
+
+  /** @param command `{socket}` alone in an argument stands for the socket */
+  endpoint(command: readonly string[], more: Partial<LaneProgramSpec> = {}): SpawnedEndpoint {
+    const spec: LaneProgramSpec = {
+      type: 'program',
+      device: 'blk',
+      backend: 'b',
+      program: 'fake',
+      package: null,
+      command: command.map((argument) => [argument === '{socket}' ? { put: 'socket' } : argument]),
+      directory: this.directory,
+      restart: 'always',
+      ...more,
+    };
+    const log = (level: string, text: string) => this.lines.push(`${level} ${text}`);
+    const parts = { clock: this.#clock, log, searchPath: process.env.PATH ?? '' };
+    const endpoint = new SpawnedEndpoint(spec, parts, this.#programs);
+    this.#endpoints.push(endpoint);
+    return endpoint;
+  }
+
+  /** Pids of the first processes. */
+  get leaders(): number[] {
+    return leadersIn(this.directory).map(({ pid }) => pid);
+  }
+
+  async close(): Promise<void> {
+    for (const endpoint of this.#endpoints) await endpoint.close();
+    rmSync(this.directory, { recursive: true });
+  }
+}
+
+/** Runs a test with programs; in the end none may be left. */
+export async function withPrograms(
+  run: (bench: ProgramBench, scope: Scope) => Promise<void>,
+  speed = 1,
+): Promise<void> {
+  const bench = new ProgramBench(speed);
+  const scope = new Scope();
+  try {
+    await run(bench, scope);
+  } finally {
+    scope.close();
+    await bench.close();
+  }
+}
