@@ -1,5 +1,5 @@
 export * from './commands/observations.ts';
-export { imageFormats, programDefinition } from './commands/program-schemas.ts';
+export { programDefinition } from './commands/program-schemas.ts';
 export * from './commands/schemas.ts';
 export type * from './commands/types.ts';
 export { findProblem, withDefaults } from './commands/validate.ts';

@@ -23,7 +23,7 @@ export const listener = (before = '', onConnection = 'c => c.on("error", () => {
 ];
 
 /** Programs that are small scripts, with a directory and a log of their own. */
-export class ProgramBench {
+class ProgramBench {
   readonly directory = mkdtempSync(join(tmpdir(), 'vmsg-prog-'));
   readonly lines: string[] = [];
   readonly #clock: Clock;

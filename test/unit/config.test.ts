@@ -35,6 +35,7 @@ describe('config', () => {
       log: { level: 'info' },
       lane: { mode: 'worker', dataPlaneWorkers: 1, dataPlaneSpinUs: 20 },
       xen: { xlPath: 'xl' },
+      programs: {},
       objects: { domains: {}, buses: {}, backends: {}, attachments: {} },
     });
   });
@@ -60,6 +61,10 @@ describe('config', () => {
       log: { level: 'debug' },
       lane: { mode: 'inline', dataPlaneWorkers: 2, dataPlaneSpinUs: 0 },
       xen: { xlPath: 'xl-wrapper' },
+      programs: {
+        passt: { command: ['bin/passt'], memoryBytes: 2 ** 30 },
+        mine: { command: ['mine', '--socket={socket}', 'a/b'], device: 'rng', restart: 'never' },
+      },
       domains: { vm1: { description: 'first' } },
       buses: { b: bus },
       backends: { disk: { type: 'blk', path: '../disk.img' }, rng: { type: 'rng', source: '/dev/random' } },
@@ -76,6 +81,10 @@ describe('config', () => {
       log: { level: 'debug' },
       lane: { mode: 'inline', dataPlaneWorkers: 2, dataPlaneSpinUs: 0 },
       xen: { xlPath: 'xl-wrapper' },
+      programs: {
+        passt: { command: [path.join(directory, 'bin/passt')], memoryBytes: 2 ** 30 },
+        mine: { command: ['mine', '--socket={socket}', 'a/b'], device: 'rng', restart: 'never' },
+      },
       objects: {
         domains: { vm1: { description: 'first' } },
         buses: { b: bus },
@@ -141,6 +150,26 @@ describe('config', () => {
     ],
     ['a uid twice', { buses: { b: { ...bus, admittedUids: [1, 1] } } }, '/buses/b/admittedUids', /duplicate/],
     ['a wrong uid', { buses: { b: { ...bus, admittedUids: [1, -1] } } }, '/buses/b/admittedUids/1', /must be >= 0/],
+    ['a program without a command', { programs: { p: { device: 'blk' } } }, '/programs/p/command', /is missing/],
+    ['a program without a device', { programs: { p: { command: ['p'] } } }, '/programs/p/device', /is missing/],
+    [
+      'a program without a socket',
+      { programs: { p: { command: ['{socket}', '-x'], device: 'blk' } } },
+      '/programs/p/command',
+      /needs an argument with \{socket\}/,
+    ],
+    [
+      'another device for a known program',
+      { programs: { passt: { device: 'blk' } } },
+      '/programs/passt/device',
+      /is known for passt/,
+    ],
+    [
+      'a command of an object',
+      { backends: { b: { type: 'program', program: 'p', command: ['x'] } } },
+      '/backends/b/command',
+      /not a known field/,
+    ],
     ['no JSON', '{"a":', '', /is not JSON/],
   ];
   for (const [what, content, pointer, message] of wrong) {
@@ -181,9 +210,11 @@ describe('config: directories', () => {
       state: config.stateDir,
       buses: path.join(config.runtimeDir, 'bus'),
       recovery: path.join(config.runtimeDir, 'recovery'),
+      programs: path.join(config.runtimeDir, 'programs'),
     });
     assert.equal(fs.statSync(dirs.state).mode & 0o777, 0o700);
     assert.equal(fs.statSync(dirs.recovery).mode & 0o777, 0o700);
+    assert.equal(fs.statSync(dirs.programs).mode & 0o777, 0o700);
     assert.equal(fs.statSync(dirs.buses).mode & 0o777, uid === 0 ? 0o755 : 0o700);
     assert.deepEqual(prepareDirs(config, uid), dirs, 'once more');
   });

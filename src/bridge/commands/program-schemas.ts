@@ -4,7 +4,7 @@ import { vhostUserDevices } from '../backend/vhost-user/shapes.ts';
 import { absolutePath, strict } from './fields.ts';
 
 /** Formats of image files; the names are QEMU's. */
-export const imageFormats = ['raw', 'qcow2', 'qed', 'vdi', 'vhdx', 'vmdk', 'vpc'] as const;
+const imageFormats = ['raw', 'qcow2', 'qed', 'vdi', 'vhdx', 'vmdk', 'vpc'] as const;
 
 const readOnly = Type.Optional(Type.Boolean({ default: false, description: 'Whether guests may only read.' }));
 
