@@ -39,6 +39,8 @@ export interface Subject {
 }
 
 const number = 3;
+/** A request that is lost ends a test instead of the run. */
+const bounded = { timeout: 120_000 };
 const kills = 3;
 
 /** One service with one subject, and a guest. */
@@ -144,7 +146,7 @@ export function programContract(name: string, make: (directory: string) => Subje
 }
 
 function lifeTests(bench: Bench): void {
-  test('it becomes active and describes its device', async () => {
+  test('it becomes active and describes its device', bounded, async () => {
     const { device, dataPath } = bench.subject;
     const status = await bench.active();
     assert.deepEqual([status.deviceType, status.dataPath, status.reason], [device.name, dataPath, null]);
@@ -161,18 +163,18 @@ function lifeTests(bench: Bench): void {
     await opened.close();
   });
 
-  test('it does what it is for, again and again', async () => {
+  test('it does what it is for, again and again', bounded, async () => {
     const job = await bench.job(await bench.bus());
     for (let i = 0; i < 5; i++) await job.run();
     await job.close();
   });
 
-  test('a driver may reset the device and take it again', async () => {
+  test('a driver may reset the device and take it again', bounded, async () => {
     const bus = await bench.bus();
     for (let i = 0; i < 5; i++) await bench.useOnce(bus);
   });
 
-  test('a guest may go while it uses the device, and come back', async () => {
+  test('a guest may go while it uses the device, and come back', bounded, async () => {
     for (let i = 0; i < 3; i++) {
       const bus = await bench.bus();
       const job = await bench.job(bus);
@@ -185,7 +187,7 @@ function lifeTests(bench: Bench): void {
     }
   });
 
-  test('it can be detached from a guest that uses it, and attached again', async () => {
+  test('it can be detached from a guest that uses it, and attached again', bounded, async () => {
     const bus = await bench.bus();
     for (let i = 0; i < 3; i++) {
       const job = await bench.job(bus);
@@ -205,7 +207,7 @@ function lifeTests(bench: Bench): void {
 const isVmsgError = (error: unknown): boolean => error instanceof VmsgError;
 
 function misuseTests(bench: Bench): void {
-  test('wrong requests of a guest harm nobody but itself', async () => {
+  test('wrong requests of a guest harm nobody but itself', bounded, async () => {
     const { pid } = bench.service;
     const bus = await bench.bus();
     for (let queue = 0; queue < bench.subject.device.queues; queue++) {
@@ -217,7 +219,7 @@ function misuseTests(bench: Bench): void {
 }
 
 function killTests(bench: Bench, kill: () => Promise<void>): void {
-  test('a program that is killed while it is used is seen to be away, and works when it is back', async () => {
+  test('a program that is killed while it is used is seen to be away, and works when it is back', bounded, async () => {
     const { survivesKill } = bench.subject;
     const bus = await bench.bus();
     let job = await bench.job(bus);

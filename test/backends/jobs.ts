@@ -29,13 +29,19 @@ export function pattern(length: number, seed: number): Uint8Array {
 const mustEqual = (found: Uint8Array, expected: Uint8Array, what: string): void =>
   assert.equal(Buffer.compare(found, expected), 0, what);
 
-/** Writes, flushes and reads back. @param isStored whether the host has the data at this offset, in bytes */
-export async function blkJob(
-  bus: GuestBus,
-  number: number,
-  isStored: (offset: number, data: Uint8Array) => boolean,
-): Promise<Job> {
+export interface DiskJobOptions {
+  /** Whether the host has the data at this offset, in bytes. */
+  readonly isStored: (offset: number, data: Uint8Array) => boolean;
+  /** Chooses a disk that completes only what is durable. */
+  readonly writesThrough?: boolean;
+}
+
+/** Writes, flushes and reads back. */
+export async function blkJob(bus: GuestBus, number: number, options: DiskJobOptions): Promise<Job> {
+  const { isStored, writesThrough = false } = options;
   const blk = await BlkDriver.open(bus, number, { depth: 8, queues: 2, transferBytes: chunkBytes });
+  if (writesThrough) await blk.setWriteback(false);
+  if (writesThrough) assert.equal(blk.writeback, false);
   let seed = 0;
   return {
     run: async () => {

@@ -83,7 +83,7 @@ export function builtInDisk(directory: string): Subject {
     dataPath: 'direct',
     survivesKill: true,
     start: async () => {},
-    open: (bus, number) => blkJob(bus, number, storesAt(file)),
+    open: (bus, number) => blkJob(bus, number, { isStored: storesAt(file) }),
     close: async () => {},
   };
 }
@@ -95,7 +95,7 @@ export function rawStorageDaemon(directory: string): Subject {
   return started('qemu-storage-daemon', socket, args, {
     device: disk(2),
     survivesKill: true,
-    open: (bus, number) => blkJob(bus, number, storesAt(file)),
+    open: (bus, number) => blkJob(bus, number, { isStored: storesAt(file) }),
   });
 }
 
@@ -103,11 +103,13 @@ export function qcow2StorageDaemon(directory: string): Subject {
   const [file, socket] = [join(directory, 'disk.qcow2'), join(directory, 'disk.sock')];
   writeFileSync(file, emptyQcow2(diskBytes));
   const args = storageDaemonArguments({ socket, file, format: 'qcow2', queues: 2, writable: true });
+  // Clusters are where there was room for them.
+  const isStored = (_: number, data: Uint8Array): boolean => readFileSync(file).includes(Buffer.from(data));
   return started('qemu-storage-daemon', socket, args, {
     device: disk(2),
     survivesKill: true,
-    // Clusters are where there was room for them.
-    open: (bus, number) => blkJob(bus, number, (_, data) => readFileSync(file).includes(Buffer.from(data))),
+    // A daemon that is killed forgets tables that it had not written yet, of requests that it had completed.
+    open: (bus, number) => blkJob(bus, number, { isStored, writesThrough: true }),
   });
 }
 
