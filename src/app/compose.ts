@@ -7,6 +7,8 @@ import { listen, listenFd, listenTcp } from '../../api/listen.ts';
 import { ApiState, buildServer } from '../../api/server.ts';
 import { endLeftovers } from '../bridge/backend/vhost-user/spawn/leftovers.ts';
 import { killNow } from '../bridge/backend/vhost-user/spawn/processes.ts';
+import type { DiskIoKind } from '../bridge/backend/disk-io.ts';
+import { whyNoRing } from '../bridge/backend/ring-io.ts';
 import { InlineLane } from '../bridge/lane/inline.ts';
 import type { Lane } from '../bridge/lane/protocol.ts';
 import { WorkerLane } from '../bridge/lane/worker-lane.ts';
@@ -18,7 +20,7 @@ import { Scope } from '../kit/scope.ts';
 import { tryLock } from '../libc/flock.ts';
 import { LoopPoller } from '../libc/poll.ts';
 import { XenHypervisor } from '../xen/hypervisor.ts';
-import type { Config } from './config.ts';
+import type { Config, DisksIo } from './config.ts';
 import { prepareDirs } from './config-dirs.ts';
 import { openToken } from './config-token.ts';
 import { destroyDomain } from './destroy-domain.ts';
@@ -47,7 +49,8 @@ export async function startService(config: Config, log: Logger, apiFd?: number):
     for (const dir of [config.stateDir, config.runtimeDir]) lockDirectory(dir, scope);
     await endLeftovers(dirs.programs, { clock: systemClock, log, kill: (pid) => killNow(pid, 'SIGKILL') });
     const store = Store.open(dirs.state);
-    const lane = makeLane(config);
+    const diskIo = chooseDiskIo(config.disks.io, log);
+    const lane = makeLane(config, diskIo);
     scope.defer(() => lane.close());
     const service = new Service({
       lane,
@@ -123,12 +126,22 @@ async function startApi(
   return close;
 }
 
-function makeLane(config: Config): Lane {
+/** @throws VmsgError 'unavailable' when io_uring is wanted and not there */
+function chooseDiskIo(wanted: DisksIo, log: Logger): DiskIoKind {
+  const why = wanted === 'threads' ? 'the config says so' : whyNoRing();
+  if (why !== null && wanted === 'io_uring') throw new VmsgError('unavailable', `disks.io is io_uring: ${why}`);
+  const diskIo = why === null ? 'io_uring' : 'threads';
+  log.info({ diskIo, ...(why === null ? {} : { reason: why }) }, 'disks');
+  return diskIo;
+}
+
+function makeLane(config: Config, diskIo: DiskIoKind): Lane {
+  const settings = { ...config.lane, diskIo };
   if (config.lane.mode === 'inline') {
     const poller = new LoopPoller();
-    return new InlineLane((emit) => laneOptions(poller, emit, undefined, config.lane));
+    return new InlineLane((emit) => laneOptions(poller, emit, { settings }));
   }
-  return new WorkerLane(new URL('./lane-worker.js', import.meta.url), config.lane);
+  return new WorkerLane(new URL('./lane-worker.js', import.meta.url), settings);
 }
 
 /** One service a directory: two would serve the same guests. The lock ends with the process. */

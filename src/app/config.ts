@@ -11,7 +11,7 @@ import {
   programDefinition,
   withDefaults,
 } from '../bridge/commands.ts';
-import type { LaneSettings } from '../bridge/lane/protocol.ts';
+import type { DataPlaneSettings } from '../bridge/lane/protocol.ts';
 import { isPreset, namesSocket, type ProgramDefinition } from '../bridge/service/program-specs.ts';
 import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
@@ -84,6 +84,14 @@ export const configSchema = Type.Object(
         }),
       ),
     }),
+    disks: section({
+      io: Type.Optional(
+        Type.Enum(['auto', 'io_uring', 'threads'], {
+          default: 'auto',
+          description: 'How `blk` reads and writes images; `auto` is `io_uring` where the kernel lets it be used.',
+        }),
+      ),
+    }),
     xen: section({
       xlPath: Type.Optional(
         Type.String({
@@ -105,9 +113,10 @@ export const configSchema = Type.Object(
 
 export type ConfigFile = Frozen<Static<typeof configSchema>>;
 type LogLevel = NonNullable<NonNullable<ConfigFile['log']>['level']>;
+export type DisksIo = NonNullable<NonNullable<ConfigFile['disks']>['io']>;
 type LaneMode = NonNullable<NonNullable<ConfigFile['lane']>['mode']>;
 
-export interface LaneConfig extends LaneSettings {
+export interface LaneConfig extends DataPlaneSettings {
   readonly mode: LaneMode;
 }
 
@@ -125,6 +134,7 @@ export interface Config {
   readonly api: { readonly socket: string; readonly socketMode: number; readonly tcp: TcpConfig | null };
   readonly log: { readonly level: LogLevel };
   readonly lane: LaneConfig;
+  readonly disks: { readonly io: DisksIo };
   readonly xen: { readonly xlPath: string };
   readonly programs: Readonly<Record<string, ProgramDefinition>>;
   readonly objects: { readonly [K in keyof Kinds]: Readonly<Record<string, Kinds[K]['spec']>> };
@@ -248,11 +258,12 @@ type Filled = ConfigFile & {
   };
   readonly log: { readonly level: LogLevel };
   readonly lane: LaneConfig;
+  readonly disks: { readonly io: DisksIo };
   readonly xen: { readonly xlPath: string };
 };
 
 function resolveConfig(content: ConfigFile, surroundings: Surroundings): Config {
-  const { api, log, lane, xen } = withDefaults(configSchema, content) as Filled;
+  const { api, log, lane, disks, xen } = withDefaults(configSchema, content) as Filled;
   const runtimeDir = content.runtimeDir ?? defaultRuntimeDir(surroundings);
   const stateDir = content.stateDir ?? defaultStateDir(surroundings);
   const tcp = api.tcp === undefined ? null : { tokenFile: path.join(stateDir, 'api-token'), ...api.tcp };
@@ -267,6 +278,7 @@ function resolveConfig(content: ConfigFile, surroundings: Surroundings): Config 
     },
     log,
     lane,
+    disks,
     xen,
     programs: content.programs ?? {},
     objects: objects as unknown as Config['objects'],

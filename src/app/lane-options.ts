@@ -1,6 +1,8 @@
 import { randomFillSync } from 'node:crypto';
 import { openBlk } from '../bridge/backend/blk.ts';
 import { openConsole } from '../bridge/backend/console.ts';
+import { type DiskIoKind, threadIo } from '../bridge/backend/disk-io.ts';
+import { ringIo } from '../bridge/backend/ring-io.ts';
 import { openRng } from '../bridge/backend/rng.ts';
 import { ShmBackend } from '../bridge/backend/shm.ts';
 import { TemplateBackend } from '../bridge/backend/template.ts';
@@ -33,19 +35,25 @@ const systemRandom: Random = { fill: (target) => void randomFillSync(target) };
 const dialectNumber = 5;
 
 /** Without a config: all in the thread of the lane. */
-const defaultLaneSettings: LaneSettings = { dataPlaneWorkers: 0, dataPlaneSpinUs: 0 };
+const defaultLaneSettings: LaneSettings = { dataPlaneWorkers: 0, dataPlaneSpinUs: 0, diskIo: 'io_uring' };
+
+export interface LaneParts {
+  /** The real one by default. */
+  readonly hypervisor?: LaneHypervisor;
+  readonly settings?: LaneSettings;
+}
 
 /** Composes a lane of the real parts: the kernel's clock, sockets, files and entropy. */
 export function laneOptions(
   poller: Poller,
   emit: (event: LaneEvent) => void,
-  hypervisor: LaneHypervisor = new XenHypervisor(poller),
-  settings: LaneSettings = defaultLaneSettings,
+  { hypervisor = new XenHypervisor(poller), settings = defaultLaneSettings }: LaneParts = {},
 ): LaneCoreOptions {
   const xen = new LaneXen(hypervisor, systemClock);
   const common = { clock: systemClock, scheduler: systemScheduler };
   const doors = new Doors(poller, systemClock);
   const programs = new Programs();
+  const io = settings.diskIo === 'threads' ? threadIo : ringIo({ poller, scheduler: systemScheduler });
   return {
     emit,
     ...common,
@@ -56,7 +64,7 @@ export function laneOptions(
     },
     dataPlane: openDataPlane(settings, poller, hypervisor),
     backends: {
-      blk: (spec, host) => openBlk(spec, host, systemClock),
+      blk: (spec, host) => openBlk(spec, host, systemClock, io),
       console: (spec, host) => openConsole(spec, poller, systemClock, host),
       rng: (spec, host) => openRng(spec, systemRandom, host),
       shm: async ({ bytes }) => new ShmBackend(bytes),

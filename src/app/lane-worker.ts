@@ -8,4 +8,4 @@ import { laneOptions } from './lane-options.ts';
 assert(parentPort !== null, 'this module is the entry of a Worker');
 const poller = new LoopPoller();
 const data = workerData as LaneWorkerData;
-serveLane(parentPort, data, poller, (emit) => laneOptions(poller, emit, undefined, data.settings));
+serveLane(parentPort, data, poller, (emit) => laneOptions(poller, emit, { settings: data.settings }));

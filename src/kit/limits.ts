@@ -76,14 +76,24 @@ export const limits = {
   chainDescriptorsMax: 1024,
   /** Chains taken from one queue before other queues get their turn. */
   queueBatchChains: 64,
-  /** Requests of one blk device at the operating system at a time: one slow disk must not take every I/O thread. */
+  /**
+   * Requests of one blk device at the operating system at a time, in the thread pool and in an io_uring: one slow disk
+   * must not take every I/O thread.
+   */
   blkInFlightRequests: 8,
+  blkRingRequests: 16,
+  /** Entries of the io_uring of one image file, a power of two: also for what is no request of a driver. */
+  blkRingEntries: 64,
+  /** Threads of the kernel for all io_urings of a lane: as many as four slow disks take. */
+  blkRingThreads: 64,
   /** Reads up to this size are served at once when the page cache has them; larger ones would hold others up. */
   blkReadNowBytes: 16 * 1024,
+  /** Writes up to this size may be taken at once by an io_uring, where the file system can do that without waiting. */
+  blkWriteNowBytes: 256 * 1024,
   /** Queues that a blk device may be given. */
   blkQueuesMax: 16,
   /** Requests of all queues of one blk device that wait for their turn: each queue hands over as many as may run. */
-  blkWaitingRequests: 16 * 8,
+  blkWaitingRequests: 16 * 16,
   /** Segment that a blk device asks drivers not to exceed. */
   blkSegmentMaxBytes: 4 * 1024 ** 2,
   /** Ranges of one discard or write-zeroes request. */

@@ -120,6 +120,11 @@ export const recvmsg = declare<(fd: number, msghdr: Address, flags: number) => n
   'int64_t recvmsg(int, uintptr_t, int)',
 );
 
+/** For what libc has no function for; addresses and unused arguments are Numbers, 0 for none. */
+export const syscall = declare<
+  (number: number, a: number, b: number, c: number, d: number, e: number, f: number) => number
+>('int64_t syscall(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t)');
+
 export const posixOpenpt = declare<(flags: number) => number>('int posix_openpt(int)');
 export const grantpt = declare<(fd: number) => number>('int grantpt(int)');
 export const unlockpt = declare<(fd: number) => number>('int unlockpt(int)');
@@ -149,6 +154,9 @@ export const isMapFailed = (result: Address | bigint): result is bigint => typeo
 
 /** Zero-copy; the buffer never owns the memory. More than `limits.viewMaxBytes` aborts Node 20. */
 export const viewMemory = (address: Address, length: number): ArrayBuffer => koffi.view(BigInt(address), length);
+
+/** Where the first byte of a buffer lies; it does not move. */
+export const addressOfBuffer = (buffer: ArrayBufferLike): Address => Number(koffi.address(buffer));
 
 /**
  * Native constants for calls that must not allocate: a u64 of 1, and an iovec that leads to eight bytes that

@@ -43,7 +43,7 @@ class TwoDomains {
     const hypervisor = Object.assign(this.xen.hypervisorFor(zero), {
       openControl: () => control,
     });
-    this.lane = new InlineLane((emit) => laneOptions(new LoopPoller(), emit, hypervisor));
+    this.lane = new InlineLane((emit) => laneOptions(new LoopPoller(), emit, { hypervisor }));
     this.lane.onEvent((event) => this.events.push(event));
     this.disk.bytes.set(randomBytes(2 * mebi));
   }

@@ -42,11 +42,16 @@ class Bench {
     });
   }
 
-  open(device: VhostUserDevice, endpoint: Endpoint, mac?: string): Promise<Backend> {
+  async open(device: VhostUserDevice, endpoint: Endpoint, mac?: string): Promise<Backend> {
     const host = new LateBackendHost(() => {});
     host.bind({ configChanged: () => {}, failed: () => {}, away: (reason) => this.absences.push(reason) });
     const common = { poller: this.poller, clock: systemClock, scheduler: systemScheduler };
-    return openVhostUser(device, endpoint, host, { ...common, ...(mac === undefined ? {} : { mac }) });
+    const spec = { type: 'vhost-user', device, socket: this.path, dataPath: 'shadow' } as const;
+    const way = { ruledOut: undefined, ruleOut: () => {} };
+    const parts = { ...common, ...(mac === undefined ? {} : { mac }) };
+    const backend = await openVhostUser(spec, endpoint, host, way, parts);
+    assert('handle' in backend);
+    return backend;
   }
 
   async close(): Promise<void> {

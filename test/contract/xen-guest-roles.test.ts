@@ -72,7 +72,7 @@ class ServingDomain {
 
   async start(): Promise<void> {
     const process = this.xen.hypervisorFor(zero);
-    const lane = new InlineLane((emit) => laneOptions(new LoopPoller(), emit, process));
+    const lane = new InlineLane((emit) => laneOptions(new LoopPoller(), emit, { hypervisor: process }));
     lane.onEvent((event) => this.events.push(event));
     this.#process = process;
     this.#lane = lane;

@@ -50,7 +50,7 @@ class ServiceOnXen {
   async start(): Promise<void> {
     const process = this.xen.hypervisorFor(zero);
     const service = new Service({
-      lane: new InlineLane((emit) => laneOptions(new LoopPoller(), emit, process)),
+      lane: new InlineLane((emit) => laneOptions(new LoopPoller(), emit, { hypervisor: process })),
       store: Store.open(path.join(this.directory, 'state')),
       clock: systemClock,
       wallMs: () => 0,
@@ -260,7 +260,7 @@ test('where a device of Xen is missing the bus fails and says which', async () =
     throw new Error('/dev/xen/gntdev is not there');
   };
   const process = Object.assign(world.xen.hypervisorFor(zero), { openGrantMapper });
-  const { makeBus, close } = laneOptions(new LoopPoller(), () => {}, process);
+  const { makeBus, close } = laneOptions(new LoopPoller(), () => {}, { hypervisor: process });
   const spec = {
     bus: 'b',
     transport: 'xen',

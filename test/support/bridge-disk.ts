@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import type { DiskFile, IoDone } from '../../src/bridge/backend/disk-file.ts';
+import type { DiskFile } from '../../src/bridge/backend/disk-file.ts';
+import type { IoDone } from '../../src/bridge/backend/disk-io.ts';
 import { bytesIn, gather, scatter } from '../../src/bridge/backend/parts.ts';
 import type { Backend } from '../../src/ports/backend.ts';
 import { blkRange, blkRequestHead } from '../../src/virtio/blk.ts';

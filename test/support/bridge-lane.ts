@@ -23,6 +23,7 @@ export function makeLane(kind: LaneKind): Lane {
   return new WorkerLane(new URL(`../../src/app/lane-worker${extension}`, import.meta.url), {
     dataPlaneWorkers: 1,
     dataPlaneSpinUs: 0,
+    diskIo: 'io_uring',
   });
 }
 

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { BlkBackend } from '../../src/bridge/backend/blk.ts';
-import type { DiskFile, IoDone } from '../../src/bridge/backend/disk-file.ts';
+import type { DiskFile } from '../../src/bridge/backend/disk-file.ts';
+import type { IoDone } from '../../src/bridge/backend/disk-io.ts';
 import { openRng } from '../../src/bridge/backend/rng.ts';
 import { BusRuntime } from '../../src/bridge/bus/runtime.ts';
 import type { LaneEvent } from '../../src/bridge/lane/protocol.ts';

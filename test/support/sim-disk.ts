@@ -1,4 +1,5 @@
-import type { DiskFile, IoDone } from '../../src/bridge/backend/disk-file.ts';
+import type { DiskFile } from '../../src/bridge/backend/disk-file.ts';
+import type { IoDone } from '../../src/bridge/backend/disk-io.ts';
 import { VmsgError } from '../../src/kit/errors.ts';
 import { sectorBytes } from '../../src/virtio/blk.ts';
 import type { SimLoop, SimProcess } from './sim-loop.ts';

@@ -19,7 +19,15 @@ function machine({ files = {}, unreachable = {}, broken = {}, ...traits }: Trait
   const probe = (part: Part) => () => {
     if (broken[part] !== undefined) throw new Error(broken[part]);
   };
-  const parts = ['memfd', 'eventfd', 'event channels', 'grant mapping', 'grant sharing', 'xenstore'] as const;
+  const parts = [
+    'memfd',
+    'eventfd',
+    'io_uring',
+    'event channels',
+    'grant mapping',
+    'grant sharing',
+    'xenstore',
+  ] as const;
   return {
     platform: 'linux',
     nodeVersion: traits.nodeVersion ?? '20.19.2',

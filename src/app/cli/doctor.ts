@@ -2,7 +2,7 @@ import { parseArgs } from 'node:util';
 import { toErrorData } from '../../kit/errors.ts';
 import { loadConfig } from '../config.ts';
 import { type Finding, fine, note, type Role, roles } from '../doctor/finding.ts';
-import { directoryFindings, hostFindings } from '../doctor/host.ts';
+import { directoryFindings, diskFindings, hostFindings } from '../doctor/host.ts';
 import { type Machine, thisMachine } from '../doctor/machine.ts';
 import { xenFindings, xenKind } from '../doctor/xen.ts';
 import { surroundings } from '../serve.ts';
@@ -35,6 +35,7 @@ export async function runDoctor(args: string[], io: CliIo, machine: Machine = th
   const config = loadConfig(values.config === undefined ? undefined : resolvePath(io, values.config), surroundings(io));
   const findings = [
     ...hostFindings(machine),
+    ...diskFindings(machine, config, role),
     ...directoryFindings(machine, config, role),
     ...xenFindings(machine, role),
     ...(role === 'xen-guest'

@@ -26,6 +26,21 @@ export function hostFindings(machine: Machine): Finding[] {
   ];
 }
 
+/** How disks reach their images. A guest has none. */
+export function diskFindings(machine: Machine, config: Config, role: Role): Finding[] {
+  if (role === 'xen-guest') return [];
+  const wanted = config.disks.io;
+  if (wanted === 'threads') return [fine('disks', 'Disks use the thread pool, as the config says.')];
+  const failure = failureOf(machine.probe.io_uring);
+  if (failure === null) return [fine('disks', 'Disks use io_uring.')];
+  const fix = 'sysctl kernel.io_uring_disabled=0, and allow io_uring where system calls are filtered.';
+  return [
+    wanted === 'io_uring'
+      ? missing('disks', `disks.io is io_uring, and there is none: ${failure}`, fix)
+      : note('disks', `Disks use the thread pool, which is slower than io_uring: ${failure}`, fix),
+  ];
+}
+
 /** Where a service keeps its things. A guest has none. */
 export function directoryFindings(machine: Machine, config: Config, role: Role): Finding[] {
   if (role === 'xen-guest') return [];

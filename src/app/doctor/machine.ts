@@ -1,4 +1,6 @@
 import { accessSync, constants, readFileSync, statSync } from 'node:fs';
+import { whyNoRing } from '../../bridge/backend/ring-io.ts';
+import { VmsgError } from '../../kit/errors.ts';
 import { createEventfd } from '../../libc/eventfd.ts';
 import { createMemfd } from '../../libc/memfd.ts';
 import { LoopPoller } from '../../libc/poll.ts';
@@ -24,7 +26,7 @@ export interface Machine {
   securityModule(): { readonly mode: string; readonly reason: string };
 }
 
-export type Part = 'memfd' | 'eventfd' | 'event channels' | 'grant mapping' | 'grant sharing' | 'xenstore';
+export type Part = 'memfd' | 'eventfd' | 'io_uring' | 'event channels' | 'grant mapping' | 'grant sharing' | 'xenstore';
 
 const probeBytes = 4096;
 
@@ -50,6 +52,10 @@ export function thisMachine(): Machine {
     probe: {
       memfd: tried(() => createMemfd('vmsg-doctor', probeBytes)),
       eventfd: tried(() => createEventfd()),
+      io_uring: () => {
+        const why = whyNoRing();
+        if (why !== null) throw new VmsgError('unavailable', why);
+      },
       'event channels': tried(() => xen.openEventChannels()),
       'grant mapping': tried(() => xen.openGrantMapper()),
       'grant sharing': tried(() => xen.openGrantSharer()),

@@ -11,6 +11,7 @@ import { readU32 } from '../../wire/bytes.ts';
 import { blkCapacityBytes, blkConfigBytes, blkFeatureBits, blkQueueSize } from './blk-config.ts';
 import { readRanges, type SectorRange } from './blk-ranges.ts';
 import { type DiskFile, openDiskFile } from './disk-file.ts';
+import { type DiskIo, threadIo } from './disk-io.ts';
 import { after, bytesIn, gather, scatter, trimmed } from './parts.ts';
 import { bridgeVendorId } from './vendor.ts';
 
@@ -22,6 +23,8 @@ export interface BlkParts {
   readonly queues?: number;
   /** Told about changes of the configuration space. */
   readonly host?: BackendHost;
+  /** Requests at the file at a time, of all queues; at most `limits.blkRingRequests`. */
+  readonly requestsMax?: number;
   /** With it the size of the image is looked at again and again. */
   readonly clock?: Clock;
 }
@@ -38,7 +41,9 @@ export class BlkBackend implements Backend {
   readonly #host: BackendHost | undefined;
   readonly #clock: Clock | undefined;
   #poll: Timer | undefined;
-  /** Requests at the file. The limit is for all queues: a device with more of them gets no more I/O threads. */
+  /** The limit is for all queues: a device with more of them gets no more I/O threads. */
+  readonly #requestsMax: number;
+  /** Requests at the file. */
   #running = 0;
   #starting = false;
   readonly #waiting = new BoundedQueue<BackendRequest>(limits.blkWaitingRequests);
@@ -53,7 +58,9 @@ export class BlkBackend implements Backend {
   /** After a failed fdatasync the kernel forgets which pages are dirty: no later one can be trusted. */
   #lostWrites = false;
 
-  constructor(file: DiskFile, serial: string, { queues = 1, host, clock }: BlkParts = {}) {
+  constructor(file: DiskFile, serial: string, parts: BlkParts = {}) {
+    const { queues = 1, requestsMax = limits.blkInFlightRequests, host, clock } = parts;
+    this.#requestsMax = requestsMax;
     this.#file = file;
     this.#host = host;
     this.#clock = clock;
@@ -69,7 +76,7 @@ export class BlkBackend implements Backend {
       queueSizes: new Array<number>(queues).fill(blkQueueSize),
       config: blkConfigBytes(shape),
       ...(readOnly ? {} : { driverConfig: [{ offset: blkConfig.at.writeback, length: 1 }] }),
-      maxInFlight: limits.blkInFlightRequests,
+      maxInFlight: requestsMax,
     };
     this.#watchSize();
   }
@@ -126,7 +133,7 @@ export class BlkBackend implements Backend {
   handle(request: BackendRequest): void {
     // Without a status byte there is nowhere to report to; the driver gets its chain back.
     if (request.writableBytes < 1) request.complete(0);
-    else if (this.#running < limits.blkInFlightRequests) this.#start(request);
+    else if (this.#running < this.#requestsMax) this.#start(request);
     else assert(this.#waiting.push(request), 'each queue hands over a bounded number of requests');
   }
 
@@ -190,7 +197,7 @@ export class BlkBackend implements Backend {
   #startWaiting(): void {
     if (this.#starting) return;
     this.#starting = true;
-    while (this.#running < limits.blkInFlightRequests && this.#waiting.length > 0) this.#start(this.#waiting.shift()!);
+    while (this.#running < this.#requestsMax && this.#waiting.length > 0) this.#start(this.#waiting.shift()!);
     this.#starting = false;
   }
 
@@ -316,10 +323,12 @@ export interface BlkSpec {
 }
 
 /** Opens the image and makes the device. @throws VmsgError backend-unusable */
-export async function openBlk(spec: BlkSpec, host: BackendHost, clock: Clock): Promise<Backend> {
+export async function openBlk(spec: BlkSpec, host: BackendHost, clock: Clock, io: DiskIo = threadIo): Promise<Backend> {
   if (new TextEncoder().encode(spec.serial).length > blkIdBytes) {
     throw new VmsgError('invalid-request', `a serial has at most ${blkIdBytes} bytes`, { pointer: '/serial' });
   }
   const { queues = 1 } = spec;
-  return new BlkBackend(await openDiskFile(spec.path, spec.readOnly), spec.serial, { queues, host, clock });
+  const { requestsMax } = io;
+  const file = await openDiskFile(spec.path, spec.readOnly, io);
+  return new BlkBackend(file, spec.serial, { queues, requestsMax, host, clock });
 }

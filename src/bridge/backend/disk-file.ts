@@ -1,13 +1,10 @@
-import { close, constants, fdatasync, fstat, open, readv, writev } from 'node:fs';
+import { close, constants, fstat, open } from 'node:fs';
 import { promisify } from 'node:util';
 import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
-import { punchHole, zeroRange } from '../../libc/fallocate.ts';
 import { tryLock } from '../../libc/flock.ts';
-import { readNow } from '../../libc/read-now.ts';
+import { type DiskIo, type FileIo, type IoDone, type TransferDone, threadIo } from './disk-io.ts';
 import { after } from './parts.ts';
-
-export type IoDone = (error: Error | null) => void;
 
 /** A disk image as the block backend uses it; tests inject one that fails. Offsets, lengths and sizes are bytes. */
 export interface DiskFile {
@@ -32,12 +29,7 @@ export interface DiskFile {
   close(): Promise<void>;
 }
 
-type Transfer = (
-  fd: number,
-  parts: Uint8Array[],
-  offset: number,
-  done: (error: Error | null, bytes: number) => void,
-) => void;
+type Transfer = (parts: readonly Uint8Array[], offset: number, done: TransferDone) => void;
 
 interface RegularFileFacts {
   readonly sizeBytes: number;
@@ -49,20 +41,23 @@ interface RegularFileFacts {
 /** Zeroes are written from this; never changed. */
 const zeroes = new Uint8Array(64 * 1024);
 
-/** A regular file through the thread pool of Node. Data goes between the file and the guest's pages without a copy. */
+/** A regular file. Data goes between the file and the guest's pages without a copy. */
 class RegularDiskFile implements DiskFile {
   readonly readOnly: boolean;
   readonly blockBytes: number;
   readonly canPunch: boolean;
   readonly #fd: number;
+  readonly #io: FileIo;
+  readonly #reads: Transfer = (parts, offset, done) => this.#io.read(parts, offset, done);
+  readonly #writes: Transfer = (parts, offset, done) => this.#io.write(parts, offset, done);
   #sizeBytes: number;
-  #readsNow = true;
-  /** Operations in the thread pool. */
+  /** Operations under way. */
   #running = 0;
   #idle: (() => void) | undefined;
 
-  constructor(fd: number, facts: RegularFileFacts) {
+  constructor(fd: number, io: FileIo, facts: RegularFileFacts) {
     this.#fd = fd;
+    this.#io = io;
     this.#sizeBytes = facts.sizeBytes;
     this.readOnly = facts.readOnly;
     this.blockBytes = facts.blockBytes;
@@ -74,26 +69,16 @@ class RegularDiskFile implements DiskFile {
   }
 
   read(parts: readonly Uint8Array[], offset: number, done: IoDone): void {
-    if (this.#tryRead(parts, offset)) done(null);
-    else this.#transfer(readv as Transfer, [...parts], offset, this.#begin(done));
-  }
-
-  /** Small reads of what is in the page cache: copying takes less time than a thread needs to wake up. */
-  #tryRead(parts: readonly Uint8Array[], offset: number): boolean {
-    const [part] = parts;
-    if (!this.#readsNow || parts.length !== 1 || part!.length > limits.blkReadNowBytes) return false;
-    const result = readNow(this.#fd, part!, offset);
-    this.#readsNow = result !== 'never';
-    return result === part!.length;
+    this.#transfer(this.#reads, parts, offset, this.#begin(done));
   }
 
   write(parts: readonly Uint8Array[], offset: number, done: IoDone): void {
-    this.#transfer(writev as Transfer, [...parts], offset, this.#begin(done));
+    this.#transfer(this.#writes, parts, offset, this.#begin(done));
   }
 
   /** The kernel may move less than asked: goes on until all is moved. */
-  #transfer(transfer: Transfer, parts: Uint8Array[], offset: number, done: IoDone): void {
-    transfer(this.#fd, parts, offset, (error, moved) => {
+  #transfer(transfer: Transfer, parts: readonly Uint8Array[], offset: number, done: IoDone): void {
+    transfer(parts, offset, (error, moved) => {
       const rest = error === null ? after(parts, moved) : parts;
       if (error !== null || rest.length === 0) done(error);
       else if (moved === 0) done(new Error('the image file became shorter'));
@@ -102,13 +87,13 @@ class RegularDiskFile implements DiskFile {
   }
 
   punch(offset: number, length: number, done: IoDone): void {
-    punchHole(this.#fd, offset, length, this.#begin(done));
+    this.#io.punch(offset, length, this.#begin(done));
   }
 
   zero(offset: number, length: number, done: IoDone): void {
     const ended = this.#begin(done);
     // A file system without ZERO_RANGE refuses at once; whatever it says, written zeroes are as good.
-    zeroRange(this.#fd, offset, length, (error) => {
+    this.#io.zero(offset, length, (error) => {
       if (error === null) ended(null);
       else this.#writeZeroes(offset, offset + length, ended);
     });
@@ -123,14 +108,14 @@ class RegularDiskFile implements DiskFile {
     const parts = Array.from({ length: Math.ceil(count / zeroes.length) }, (_, i) =>
       zeroes.subarray(0, Math.min(zeroes.length, count - i * zeroes.length)),
     );
-    this.#transfer(writev as Transfer, parts, offset, (error) => {
+    this.#transfer(this.#writes, parts, offset, (error) => {
       if (error !== null) done(error);
       else this.#writeZeroes(offset + count, end, done);
     });
   }
 
   datasync(done: IoDone): void {
-    fdatasync(this.#fd, this.#begin(done));
+    this.#io.datasync(this.#begin(done));
   }
 
   refresh(done: IoDone): void {
@@ -157,6 +142,7 @@ class RegularDiskFile implements DiskFile {
         this.#idle = resolve;
       });
     }
+    this.#io.close();
     await promisify(close)(this.#fd);
   }
 }
@@ -173,17 +159,17 @@ const allocationUnit = (bytes: number): number =>
 const probeDistanceBytes = 1024 ** 3;
 
 /** Whether the file system can take storage away from a file. */
-const probePunch = (fd: number, sizeBytes: number): Promise<boolean> =>
+const probePunch = (io: FileIo, sizeBytes: number): Promise<boolean> =>
   new Promise((resolve) => {
     const offset = (Math.floor(sizeBytes / blockMaxBytes) + 1) * blockMaxBytes + probeDistanceBytes;
-    punchHole(fd, offset, blockMaxBytes, (error) => resolve(error === null));
+    io.punch(offset, blockMaxBytes, (error) => resolve(error === null));
   });
 
 /**
  * Opens an image file and locks it: writers exclude everyone, readers exclude writers.
  * @throws VmsgError backend-unusable
  */
-export async function openDiskFile(path: string, readOnly: boolean): Promise<DiskFile> {
+export async function openDiskFile(path: string, readOnly: boolean, io: DiskIo = threadIo): Promise<DiskFile> {
   const refuse = (why: string): never => {
     throw new VmsgError('backend-unusable', `${path}: ${why}`);
   };
@@ -192,6 +178,7 @@ export async function openDiskFile(path: string, readOnly: boolean): Promise<Dis
   const fd = await promisify(open)(path, flags, 0).catch((error: NodeJS.ErrnoException) =>
     refuse(`cannot be opened (${error.code})`),
   );
+  let fileIo: FileIo | undefined;
   try {
     const stat = await promisify(fstat)(fd);
     if (!stat.isFile()) refuse('not a regular file');
@@ -199,14 +186,16 @@ export async function openDiskFile(path: string, readOnly: boolean): Promise<Dis
     if (!tryLock(fd, readOnly ? 'shared' : 'exclusive')) {
       refuse(`in use by another disk or process that ${readOnly ? 'writes to it' : 'has it open'}`);
     }
-    const canPunch = !readOnly && (await probePunch(fd, stat.size));
-    return new RegularDiskFile(fd, {
+    fileIo = io.open(fd);
+    const canPunch = !readOnly && (await probePunch(fileIo, stat.size));
+    return new RegularDiskFile(fd, fileIo, {
       sizeBytes: stat.size,
       readOnly,
       blockBytes: allocationUnit(stat.blksize),
       canPunch,
     });
   } catch (error) {
+    fileIo?.close();
     await promisify(close)(fd);
     throw error;
   }

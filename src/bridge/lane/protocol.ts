@@ -3,6 +3,7 @@ import type { ChannelCounters, ChannelSnapshot } from '../../device/channel.ts';
 import type { FlightRecord } from '../../device/flight-recorder.ts';
 import type { ErrorData } from '../../kit/errors.ts';
 import type { GrantSnapshot, GuestIdentity } from '../../ports/bus.ts';
+import type { DiskIoKind } from '../backend/disk-io.ts';
 import type { VhostUserDevice } from '../backend/vhost-user/shapes.ts';
 import type { DataPlaneSnapshot } from '../data-plane/protocol.ts';
 
@@ -208,12 +209,18 @@ export interface DeviceSnapshot {
   readonly reason: string | null;
 }
 
-/** What a lane is told when it starts. */
-export interface LaneSettings {
+/** How notifications are passed on between guests and programs. */
+export interface DataPlaneSettings {
   /** Threads of the data plane; 0 for none of their own. */
   readonly dataPlaneWorkers: number;
   /** Longest look for the next event before such a thread sleeps, in microseconds. */
   readonly dataPlaneSpinUs: number;
+}
+
+/** What a lane is told when it starts. */
+export interface LaneSettings extends DataPlaneSettings {
+  /** How disks are read and written; `io_uring` becomes `threads` where there is none. */
+  readonly diskIo: DiskIoKind;
 }
 
 export interface LaneSnapshot {
