@@ -1,7 +1,7 @@
 import { randomFillSync } from 'node:crypto';
 import { openBlk } from '../bridge/backend/blk.ts';
 import { openConsole } from '../bridge/backend/console.ts';
-import { type DiskIoKind, threadIo } from '../bridge/backend/disk-io.ts';
+import { threadIo } from '../bridge/backend/disk-io.ts';
 import { ringIo } from '../bridge/backend/ring-io.ts';
 import { openRng } from '../bridge/backend/rng.ts';
 import { ShmBackend } from '../bridge/backend/shm.ts';

@@ -39,8 +39,15 @@ const operations = {
   fallocate: linux.IORING_OP_FALLOCATE,
 } as const;
 
-/** Linux 5.6, with the probe. SUBMIT_STABLE: iovecs need to live until a submission only. */
-const neededFeatures = linux.IORING_FEAT_SINGLE_MMAP | linux.IORING_FEAT_NODROP | linux.IORING_FEAT_SUBMIT_STABLE;
+/**
+ * All of them are there since Linux 5.12. SUBMIT_STABLE: iovecs need to live until a submission only. NATIVE_WORKERS:
+ * threads of the kernel belong to the process, whose end waits for them.
+ */
+const neededFeatures =
+  linux.IORING_FEAT_SINGLE_MMAP |
+  linux.IORING_FEAT_NODROP |
+  linux.IORING_FEAT_SUBMIT_STABLE |
+  linux.IORING_FEAT_NATIVE_WORKERS;
 
 /** @param result of the operation: bytes, 0, or a negative errno */
 export type RingDone = (result: number) => void;
@@ -352,7 +359,7 @@ function boundThreads(fd: number, threadsMax: number): void {
 }
 
 function whyUnfit(fd: number, setup: Uint32Array): string | undefined {
-  if ((setup[params.features / 4]! & neededFeatures) !== neededFeatures) return 'the kernel is older than Linux 5.6';
+  if ((setup[params.features / 4]! & neededFeatures) !== neededFeatures) return 'the kernel is older than Linux 5.12';
   // struct io_uring_probe: last operation at byte 0; 8 bytes an operation from byte 16 on, flags at 2.
   const probed = 64;
   const probe = new Uint8Array(16 + probed * 8);

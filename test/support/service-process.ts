@@ -20,8 +20,16 @@ export class ServiceHome {
   readonly apiSocket = join(this.directory, 'run', 'api.sock');
   readonly #config = join(this.directory, 'vmsg.json');
 
+  readonly #objects: ServiceObjects;
+
   constructor(objects: ServiceObjects, extra: object = {}) {
-    const content = { stateDir: 'state', runtimeDir: 'run', log: { level: 'warn' }, ...objects, ...extra };
+    this.#objects = objects;
+    this.configure(extra);
+  }
+
+  /** For the next start. @param extra beside the objects */
+  configure(extra: object): void {
+    const content = { stateDir: 'state', runtimeDir: 'run', log: { level: 'warn' }, ...this.#objects, ...extra };
     writeFileSync(this.#config, JSON.stringify(content));
   }
 

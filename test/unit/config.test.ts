@@ -34,6 +34,7 @@ describe('config', () => {
       api: { socket: '/tmp/vmsg-1000/api.sock', socketMode: 0o660, tcp: null },
       log: { level: 'info' },
       lane: { mode: 'worker', dataPlaneWorkers: 1, dataPlaneSpinUs: 20 },
+      disks: { io: 'auto' },
       xen: { xlPath: 'xl' },
       programs: {},
       objects: { domains: {}, buses: {}, backends: {}, attachments: {} },
@@ -60,6 +61,7 @@ describe('config', () => {
       api: { socket: './a.sock', socketMode: '0600', tcp: { host: '::1', port: 8080, tokenFile: 'token' } },
       log: { level: 'debug' },
       lane: { mode: 'inline', dataPlaneWorkers: 2, dataPlaneSpinUs: 0 },
+      disks: { io: 'threads' },
       xen: { xlPath: 'xl-wrapper' },
       programs: {
         passt: { command: ['bin/passt'], memoryBytes: 2 ** 30 },
@@ -80,6 +82,7 @@ describe('config', () => {
       },
       log: { level: 'debug' },
       lane: { mode: 'inline', dataPlaneWorkers: 2, dataPlaneSpinUs: 0 },
+      disks: { io: 'threads' },
       xen: { xlPath: 'xl-wrapper' },
       programs: {
         passt: { command: [path.join(directory, 'bin/passt')], memoryBytes: 2 ** 30 },

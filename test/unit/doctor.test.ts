@@ -1,4 +1,7 @@
 import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import { runDoctor } from '../../src/app/cli/doctor.ts';
 import type { Finding } from '../../src/app/doctor/finding.ts';
@@ -96,6 +99,23 @@ describe('doctor', () => {
     assert.equal(find(whole, 'xen').state, 'note');
     assert.equal(find(whole, 'api').state, 'note');
     assert.match(find(whole, 'api').text, /no service answers there/);
+  });
+
+  it('says how disks reach their images', async () => {
+    assert.equal(find(await report(machine({})), 'disks').text, 'Disks use io_uring.');
+    const without = await report(machine({ broken: { io_uring: 'io_uring_setup: EPERM' } }));
+    assert.deepEqual([without.ok, find(without, 'disks').state], [true, 'note']);
+    assert.match(find(without, 'disks').text, /thread pool, which is slower than io_uring: io_uring_setup: EPERM/);
+    assert.match(find(without, 'disks').fix ?? '', /kernel\.io_uring_disabled=0/);
+    const folder = mkdtempSync(join(tmpdir(), 'vmsg-doctor-'));
+    const config = join(folder, 'vmsg.json');
+    const withConfig = (io: string, broken: Traits['broken'] = {}) => {
+      writeFileSync(config, JSON.stringify({ disks: { io } }));
+      return report(machine({ broken }), '--config', config);
+    };
+    assert.equal(find(await withConfig('threads'), 'disks').state, 'fine');
+    assert.deepEqual(missingOf(await withConfig('io_uring', { io_uring: 'ENOSYS' })).includes('disks'), true);
+    rmSync(folder, { recursive: true });
   });
 
   it('says what a control domain has', async () => {

@@ -2,7 +2,7 @@ import { close, constants, fstat, open } from 'node:fs';
 import { promisify } from 'node:util';
 import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
-import { tryLock } from '../../libc/flock.ts';
+import { tryLock, unlock } from '../../libc/flock.ts';
 import { type DiskIo, type FileIo, type IoDone, type TransferDone, threadIo } from './disk-io.ts';
 import { after } from './parts.ts';
 
@@ -143,6 +143,8 @@ class RegularDiskFile implements DiskFile {
       });
     }
     this.#io.close();
+    // The kernel tells that an operation has ended a moment before it lets go of the file.
+    unlock(this.#fd);
     await promisify(close)(this.#fd);
   }
 }
@@ -196,6 +198,7 @@ export async function openDiskFile(path: string, readOnly: boolean, io: DiskIo =
     });
   } catch (error) {
     fileIo?.close();
+    unlock(fd);
     await promisify(close)(fd);
     throw error;
   }

@@ -56,15 +56,16 @@ class RingFileIo implements FileIo {
 
   punch(offset: number, length: number, done: IoDone): void {
     const otherwise = (): void => this.#otherwise.punch(offset, length, done);
-    this.#allocate(linux.FALLOC_FL_PUNCH_HOLE, offset, length, told('fallocate', otherwise, done));
+    this.#allocate(linux.FALLOC_FL_PUNCH_HOLE, offset, length, otherwise, done);
   }
 
   zero(offset: number, length: number, done: IoDone): void {
     const otherwise = (): void => this.#otherwise.zero(offset, length, done);
-    this.#allocate(linux.FALLOC_FL_ZERO_RANGE, offset, length, told('fallocate', otherwise, done));
+    this.#allocate(linux.FALLOC_FL_ZERO_RANGE, offset, length, otherwise, done);
   }
 
-  #allocate(kind: number, offset: number, length: number, ended: RingDone): void {
+  #allocate(kind: number, offset: number, length: number, otherwise: () => void, done: IoDone): void {
+    const ended = told('fallocate', otherwise, done, `${length} bytes at ${offset}`);
     this.#begin(1, ended, () => {
       this.#ring.allocate(this.#fd, kind | linux.FALLOC_FL_KEEP_SIZE, offset, length, ended);
     });
@@ -96,11 +97,11 @@ class RingFileIo implements FileIo {
 
 /** @param otherwise carries it out in the other way: the kernel has not begun it */
 const told =
-  (call: string, otherwise: () => void, done: TransferDone): RingDone =>
+  (call: string, otherwise: () => void, done: TransferDone, subject?: string): RingDone =>
   (result) => {
     if (result >= 0) done(null, result);
     else if (result === -errnos.EAGAIN || result === -errnos.EINTR) otherwise();
-    else done(new SystemCallError(call, -result), 0);
+    else done(new SystemCallError(call, -result, subject), 0);
   };
 
 const openRing = (): IoRing | string => IoRing.open(limits.blkRingEntries, limits.blkRingThreads);
