@@ -1,4 +1,3 @@
-import type { Clock } from '../kit/clock.ts';
 import { toErrorData, VmsgError } from '../kit/errors.ts';
 import type {
   Channel,
@@ -15,7 +14,7 @@ import type {
   Share,
 } from './commands.ts';
 import type { EventSource, ServiceEvent, Subscription } from './events.ts';
-import type { Lane, LaneSnapshot } from './lane/protocol.ts';
+import type { LaneSnapshot } from './lane/protocol.ts';
 import { DomainBook, type DomainSource, type DomainView, incarnationOf } from './service/domains.ts';
 import { lowestFreeDomid } from './service/domids.ts';
 import { EventHub } from './service/event-hub.ts';
@@ -27,8 +26,8 @@ import { ObjectLocks } from './service/locks.ts';
 import type { ServiceLog } from './service/log.ts';
 import { type ConfiguredObjects, merge } from './service/merge.ts';
 import { channelOf, recordOf, sharesOf } from './service/observations.ts';
+import type { ServiceOptions } from './service/options.ts';
 import { checkLimit, pageOf } from './service/paging.ts';
-import type { ProgramSources } from './service/program-specs.ts';
 import { locksFor, Reconciler } from './service/reconciler.ts';
 import {
   checkAttachment,
@@ -45,32 +44,9 @@ import {
 } from './service/rules.ts';
 import { resourceOf, type StatusSources } from './service/status.ts';
 import { actOnStuck } from './service/stuck-policy.ts';
-import type { Store, StoreState } from './store.ts';
+import type { StoreState } from './store.ts';
 
 export type { ConfiguredObjects, DomainSource, DomainView, ServiceLog };
-
-export interface ServiceOptions {
-  readonly lane: Lane;
-  readonly store: Store;
-  readonly clock: Clock;
-  /** Milliseconds since 1970, for the time of events. */
-  readonly wallMs: () => number;
-  readonly log: ServiceLog;
-  /** Objects of the config file. */
-  readonly configured: ConfiguredObjects;
-  /** Directory of the bus sockets; exists. */
-  readonly busDir: string;
-  /** Directory of the recovery directories, one for each bus. */
-  readonly recoveryDir: string;
-  /** User that the service runs as: admitted to every bus that names nobody. */
-  readonly uid: number;
-  /** The Xen domains of this machine. */
-  readonly xen: DomainSource;
-  /** Programs that may be started as backends; without it none. */
-  readonly programs?: ProgramSources;
-  /** Ends a Xen domain at once. @throws VmsgError `system-call` */
-  readonly destroyDomain: (domid: number) => Promise<void>;
-}
 
 /** The control plane: keeps the desired state, and the lane as it says. */
 export class Service implements Commands, EventSource {

@@ -36,7 +36,7 @@ const openReadWrite = 2;
 const regularFile = 0o100000;
 
 /** What a request of the file system ended with. */
-export class FuseError extends Error {
+class FuseError extends Error {
   readonly errno: number;
   constructor(errno: number) {
     super(`the file system answered ${-errno}`);

@@ -42,7 +42,7 @@ const u16At = (bytes: Uint8Array, at: number): number => (bytes[at]! << 8) | byt
 const join = (...parts: readonly Uint8Array[]): Uint8Array => new Uint8Array(Buffer.concat(parts));
 
 /** The checksum of the Internet protocols (RFC 1071) over several parts; only the last one may have an odd length. */
-export function checksum(...parts: readonly Uint8Array[]): number {
+function checksum(...parts: readonly Uint8Array[]): number {
   let sum = 0;
   for (const part of parts) {
     for (let at = 0; at < part.length; at += 2) sum += (part[at]! << 8) | (part[at + 1] ?? 0);

@@ -19,7 +19,7 @@ const vsockHeader = layout('virtio_vsock_hdr', 'virtio 1.3, 5.10.6', 44, {
 });
 type Header = Decoded<typeof vsockHeader>;
 
-export const vsockOp = {
+const vsockOp = {
   REQUEST: 1,
   RESPONSE: 2,
   RST: 3,
