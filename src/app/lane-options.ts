@@ -24,6 +24,7 @@ import { systemClock } from '../kit/clock.ts';
 import type { Random } from '../kit/random.ts';
 import { systemScheduler } from '../kit/scheduler.ts';
 import type { Poller } from '../libc/poll.ts';
+import { SharedSignal } from '../libc/signal-batch.ts';
 import type { GuestIdentity } from '../ports/bus.ts';
 import { dialectD5 } from '../virtio-msg/dialect.ts';
 import { XenHypervisor } from '../xen/hypervisor.ts';
@@ -54,15 +55,18 @@ export function laneOptions(
   const doors = new Doors(poller, systemClock);
   const programs = new Programs();
   const io = settings.diskIo === 'threads' ? threadIo : ringIo({ poller, scheduler: systemScheduler });
+  const signals = new SharedSignal();
+  const dataPlane = openDataPlane(settings, poller, hypervisor);
   return {
     emit,
     ...common,
     xsm: () => xen.xsm(),
     close: () => {
       doors.close();
+      signals.close();
       xen.close();
     },
-    dataPlane: openDataPlane(settings, poller, hypervisor),
+    dataPlane,
     backends: {
       blk: (spec, host) => openBlk(spec, host, systemClock, io),
       console: (spec, host) => openConsole(spec, poller, systemClock, host),
@@ -71,7 +75,7 @@ export function laneOptions(
       'vhost-user': (spec, host, { onReady, directWay }) => {
         const { socket, mode } = spec;
         const endpoint = mode === 'listen' ? new ListeningEndpoint(socket, doors, onReady) : socketEndpoint(socket);
-        return openVhostUser(spec, endpoint, host, directWay, { ...common, poller });
+        return openVhostUser(spec, endpoint, host, directWay, { ...common, poller, signals, dataPlane });
       },
       program: (spec, host, { directWay }) => {
         const { backend, program, mac } = spec;
@@ -79,7 +83,7 @@ export function laneOptions(
           emit({ type: 'program-log', backend, program, level, text });
         const spawning = { clock: systemClock, log, searchPath: process.env.PATH ?? '' };
         const endpoint = new SpawnedEndpoint(spec, spawning, programs);
-        const parts = { ...common, poller, ...(mac === undefined ? {} : { mac }) };
+        const parts = { ...common, poller, signals, dataPlane, ...(mac === undefined ? {} : { mac }) };
         return openVhostUser(spec, endpoint, host, directWay, parts);
       },
       template: async ({ greeting }) => new TemplateBackend(greeting),

@@ -138,8 +138,8 @@ export class AreaTable {
     };
     if (region.pins.size > 0) {
       timer = this.#clock.after(limits.regionRemovalTimeoutMs, () => {
-        answer('EBUSY');
         for (const user of [...region.pins.keys()]) user.onRevoked(area);
+        answer('EBUSY');
       });
     }
     this.#retire(region, () => answer(undefined));

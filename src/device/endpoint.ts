@@ -1,5 +1,5 @@
 import type { ErrnoName } from '../kit/errno.ts';
-import type { QueueDescriptors } from '../ports/bus.ts';
+import type { QueueWay } from '../ports/bus.ts';
 import type { AddressSpace } from '../ports/memory.ts';
 import type { TransportEvent, TransportRequest, TransportResponse } from '../virtio-msg/transport-messages.ts';
 import type { AreaUser } from './area-table.ts';
@@ -38,10 +38,10 @@ export interface DeviceEndpoint extends AreaUser {
   onRequest(request: TransportRequest, token: number): void;
   /** The driver made buffers available. @param next the data of EVENT_AVAIL, 0 without NOTIFICATION_DATA */
   onAvailable(queue: number, next: number): void;
-  /** Another program works on the queues: descriptors of the guest can be its. */
-  readonly takesDescriptors?: boolean;
-  /** The guest's own kick and call of a queue, or none any more. */
-  useDescriptors?(queue: number, descriptors: QueueDescriptors | undefined): void;
+  /** Another program works on the queues: kicks and calls can go there. */
+  readonly hasProgram?: boolean;
+  /** The guest's own way for kicks and calls of a queue, or none any more. @returns 0 or an errno for the guest */
+  useWay?(queue: number, way: QueueWay | undefined): number | Promise<number>;
   /** A driver is there. `resume` keeps what the recovery memory holds; otherwise the device is in reset. */
   connect(link: DeviceLink, resume: boolean): void;
   /** The driver is gone: back to reset, without answers. `done` when nothing of its memory is used any more. */

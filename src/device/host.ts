@@ -1,11 +1,11 @@
 import { assert } from '../kit/assert.ts';
 import { BoundedQueue } from '../kit/bounded-queue.ts';
 import type { Clock, Timer } from '../kit/clock.ts';
-import type { ErrnoName } from '../kit/errno.ts';
+import { type ErrnoName, errno } from '../kit/errno.ts';
 import { limits } from '../kit/limits.ts';
 import type { Scheduler } from '../kit/scheduler.ts';
 import type { Backend, BackendHost } from '../ports/backend.ts';
-import type { QueueDescriptors } from '../ports/bus.ts';
+import type { QueueWay } from '../ports/bus.ts';
 import { FeatureSet, feature } from '../virtio/features.ts';
 import { ringLayout } from '../virtio/geometry.ts';
 import type { TransportRequest, TransportResponse } from '../virtio-msg/transport-messages.ts';
@@ -87,12 +87,12 @@ export class DeviceHost implements ServedDevice, BackendHost {
     return this.#engine.work;
   }
 
-  get takesDescriptors(): boolean {
-    return this.#engine.useDescriptors !== undefined;
+  get hasProgram(): boolean {
+    return this.#engine.useWay !== undefined;
   }
 
-  useDescriptors(queue: number, descriptors: QueueDescriptors | undefined): void {
-    this.#engine.useDescriptors?.(queue, descriptors);
+  useWay(queue: number, way: QueueWay | undefined): number | Promise<number> {
+    return this.#engine.useWay?.(queue, way) ?? errno.EPERM;
   }
 
   get sharedMemory(): readonly SharedDeviceMemory[] {

@@ -1,13 +1,14 @@
 import type { ErrnoName } from '../kit/errno.ts';
+import { VmsgError } from '../kit/errors.ts';
 import { limits } from '../kit/limits.ts';
 import { ringDoorbell } from '../libc/doorbell.ts';
 import { drainEventfd, isEventfd } from '../libc/eventfd.ts';
-import type { Fd } from '../libc/fd.ts';
+import { dupFd, Fd } from '../libc/fd.ts';
 import { Mapping } from '../libc/mapping.ts';
 import { inspectMemfd } from '../libc/memfd.ts';
 import type { Poller } from '../libc/poll.ts';
 import { isUnixSocket } from '../libc/unix-socket.ts';
-import type { CallTarget, GuestMemory, GuestResources } from '../ports/bus.ts';
+import type { CallTarget, GuestMemory, GuestResources, MemoryHandle } from '../ports/bus.ts';
 
 /** The descriptors that a guest has sent and not yet used, and what becomes of them. All are untrusted. */
 export class LoopbackResources implements GuestResources {
@@ -124,10 +125,20 @@ export class LoopbackResources implements GuestResources {
 const mappedMemory = (mapping: Mapping, fd: Fd, offset: bigint): GuestMemory => ({
   bytes: mapping.bytes,
   source: { fd: fd.number, offset },
-  // It stays open as long as the region is there.
-  handOver: () => ({ fd: fd.number, offset, close() {} }),
+  handle: () => handleOf(fd, offset),
   close() {
     mapping.close();
     fd.close();
   },
 });
+
+/** A copy: the guest's own is closed, and its number goes to another file, the moment that it takes its memory back. */
+function handleOf(fd: Fd, offset: bigint): MemoryHandle | ErrnoName {
+  try {
+    const own = new Fd(dupFd(fd.number));
+    return { open: () => ({ fd: own.number, offset, close() {} }), close: () => own.close() };
+  } catch (error) {
+    if (error instanceof VmsgError) return 'EMFILE';
+    throw error;
+  }
+}

@@ -1,5 +1,5 @@
 import type { BackendBase, BackendMemory } from '../ports/backend.ts';
-import type { QueueDescriptors } from '../ports/bus.ts';
+import type { QueueWay } from '../ports/bus.ts';
 import type { FeatureSet } from '../virtio/features.ts';
 import type { InflightLog } from '../virtio/inflight.ts';
 import type { DeviceLink } from './endpoint.ts';
@@ -49,8 +49,12 @@ export interface QueueEngine {
   drainAll(done: () => void): void;
   /** The device was reset; every queue is stopped. */
   deactivate(): void;
-  /** Lets the driver's kicks and calls of a queue travel without this process. Absent where that is impossible. */
-  useDescriptors?(index: number, descriptors: QueueDescriptors | undefined): void;
+  /**
+   * Lets the driver's kicks and calls of a queue go to another program by a way of the guest's own, which is the engine's
+   * from now on. Absent where no other program works on the queues.
+   * @returns 0 or an errno for the guest
+   */
+  useWay?(index: number, way: QueueWay | undefined): number | Promise<number>;
 }
 
 /** A device whose queues something else works on. */

@@ -1,11 +1,27 @@
 import { type ErrnoName, errno } from '../kit/errno.ts';
-import type { CallTarget, GuestResources } from '../ports/bus.ts';
+import type { Closable } from '../kit/scope.ts';
+import type { CallTarget, GuestResources, QueueWay } from '../ports/bus.ts';
 import { queueNotifyCall, queueNotifyKick, queueNotifyProgram } from '../virtio-msg/bus-messages.ts';
 import type { DeviceEndpoint } from './endpoint.ts';
 
 interface Signals {
   kick: { close(): void } | undefined;
   call: CallTarget | undefined;
+  /** They are the program's. */
+  isProgram?: boolean;
+}
+
+function takeBoth<T extends Closable>(
+  kick: number,
+  call: number,
+  take: (reference: number) => T | ErrnoName,
+): readonly [T, T] | ErrnoName {
+  const first = take(kick);
+  if (typeof first === 'string') return first;
+  const second = take(call);
+  if (typeof second !== 'string') return [first, second];
+  first.close();
+  return second;
 }
 
 const everyFlag = queueNotifyKick | queueNotifyCall | queueNotifyProgram;
@@ -42,24 +58,27 @@ export class QueueSignals {
   setForProgram(
     request: { device: number; queue: number; flags: number; kick: number; call: number },
     device: DeviceEndpoint,
-  ): number {
+  ): number | Promise<number> {
     if (request.flags !== everyFlag) return errno.EINVAL;
     const { queue } = request;
-    // Where the guest has no descriptors its way is joined with the program's here.
-    const { takeEventfd } = this.#resources;
-    if (takeEventfd === undefined) return this.set(request, () => device.onAvailable(queue, 0));
-    const kick = takeEventfd(request.kick);
-    if (typeof kick === 'string') return errno[kick];
-    const call = takeEventfd(request.call);
-    if (typeof call === 'string') {
-      kick.close();
-      return errno[call];
+    const way = this.#wayOf(request);
+    if (typeof way === 'string') return errno[way];
+    // The program's end of the way before is changed, not given up.
+    this.#forget(request.device, queue);
+    const taken = { close: () => void device.useWay?.(queue, undefined) };
+    this.#byQueue.set(keyOf(request.device, queue), { kick: taken, call: undefined, isProgram: true });
+    return device.useWay?.(queue, way) ?? errno.EPERM;
+  }
+
+  #wayOf({ kick, call }: { kick: number; call: number }): QueueWay | ErrnoName {
+    const { takeEventfd, takePort } = this.#resources;
+    if (takeEventfd !== undefined) {
+      const both = takeBoth(kick, call, takeEventfd);
+      return typeof both === 'string' ? both : { kick: both[0], call: both[1] };
     }
-    this.clearQueue(request.device, queue);
-    device.useDescriptors?.(queue, { kick, call });
-    const taken = { close: () => device.useDescriptors?.(queue, undefined) };
-    this.#byQueue.set(keyOf(request.device, queue), { kick: taken, call: undefined });
-    return 0;
+    if (takePort === undefined) return 'EOPNOTSUPP';
+    const both = takeBoth(kick, call, takePort);
+    return typeof both === 'string' ? both : { kickPort: both[0], callPort: both[1] };
   }
 
   /** Whether EVENT_AVAIL of this queue is to be ignored. */
@@ -81,6 +100,13 @@ export class QueueSignals {
     this.#byQueue.delete(key);
     signals?.kick?.close();
     signals?.call?.close();
+  }
+
+  /** Ends a setting, unless the program has it and gets another one. */
+  #forget(device: number, queue: number): void {
+    const key = keyOf(device, queue);
+    if (this.#byQueue.get(key)?.isProgram) this.#byQueue.delete(key);
+    else this.clearQueue(device, queue);
   }
 
   /** A reset of the device ends its settings. */

@@ -172,7 +172,7 @@ export class BusSession implements ChannelHandler {
         this.memory.remove(request.body, (result) => this.#sendResult('REGION_DEL', token, result));
         return;
       case 'QUEUE_NOTIFY':
-        this.#sendResult('QUEUE_NOTIFY', token, this.#setSignals(request.body));
+        this.#answerSignals(token, this.#setSignals(request.body));
         if (request.body.flags & queueNotifyKick) this.#o.connection.resources.discard(request.body.kick);
         if (request.body.flags & queueNotifyCall) this.#o.connection.resources.discard(request.body.call);
         return;
@@ -213,13 +213,19 @@ export class BusSession implements ChannelHandler {
     return { errno: 0, reference, length: BigInt(memory.length) };
   }
 
-  #setSignals(body: Extract<BusRequest, { name: 'QUEUE_NOTIFY' }>['body']): number {
+  #answerSignals(token: number, result: number | Promise<number>): void {
+    const answer = (errno: number): void => this.#sendResult('QUEUE_NOTIFY', token, errno);
+    if (typeof result === 'number') answer(result);
+    else void result.then(answer);
+  }
+
+  #setSignals(body: Extract<BusRequest, { name: 'QUEUE_NOTIFY' }>['body']): number | Promise<number> {
     if (!this.#o.connection.outOfBandKicks) return errno.EOPNOTSUPP;
     const host = this.#o.devices.get(body.device);
     if (host === undefined) return errno.ENODEV;
     if (body.queue >= host.queueCount || (body.flags & ~queueNotifyFlags) !== 0) return errno.EINVAL;
     if ((body.flags & queueNotifyProgram) === 0) return this.#signals.set(body, () => host.onAvailable(body.queue, 0));
-    if (!host.takesDescriptors) return errno.EPERM;
+    if (!host.hasProgram) return errno.EPERM;
     return body.flags === queueNotifyProgram ? 0 : this.#signals.setForProgram(body, host);
   }
 

@@ -155,15 +155,22 @@ export class SharedMemory {
       return;
     }
     const known = this.#byPeer ? undefined : this.#shared.get(body.area);
-    const tell = (): void => this.#tellAll((watcher, told) => watcher.regionRemoved(body.area, told), done);
+    const regionRemoved = (watcher: RegionWatcher, told: (result: number) => void): void =>
+      watcher.regionRemoved(body.area, told);
+    const tell = (): void => this.#tellAll(regionRemoved, done);
     if (known !== undefined) this.#shared.delete(body.area);
     if (known?.foreign !== undefined) {
       tell();
       return;
     }
     areas.remove(body.area, (error) => {
-      if (error !== undefined || known === undefined) done(error === undefined ? 0 : errno[error]);
-      else tell();
+      if (error === undefined && known !== undefined) {
+        tell();
+        return;
+      }
+      done(error === undefined ? 0 : errno[error]);
+      // Who uses it still has failed by now; nobody keeps it for the next driver.
+      if (error === 'EBUSY' && known !== undefined) this.#tellAll(regionRemoved, () => {});
     });
   }
 

@@ -2,7 +2,7 @@ import type { Clock } from '../kit/clock.ts';
 import { type ErrnoName, wireErrno } from '../kit/errno.ts';
 import { limits } from '../kit/limits.ts';
 import type { Pace } from '../kit/pace.ts';
-import type { CallTarget, GrantSpace, GuestMemory, GuestResources, HandedMemory } from '../ports/bus.ts';
+import type { CallTarget, GrantSpace, GuestMemory, GuestPort, GuestResources, HandedMemory } from '../ports/bus.ts';
 import {
   asDomid,
   asEventPort,
@@ -50,6 +50,8 @@ export class XenResources implements GuestResources {
   readonly #o: XenResourcesOptions;
   readonly #ports = new Map<number, SharedPort>();
   #regionBytes = 0;
+  /** Ports that others have bound. */
+  #handedPorts = 0;
   #closed = false;
 
   constructor(options: XenResourcesOptions) {
@@ -103,7 +105,7 @@ export class XenResources implements GuestResources {
     return {
       bytes,
       source: { domid, reference },
-      ...(readOnly ? {} : { handOver: () => this.#handOver(domid, references) }),
+      ...(readOnly ? {} : { handle: () => ({ open: () => this.#handOver(domid, references), close() {} }) }),
       close: () => {
         if (!open) return;
         open = false;
@@ -160,6 +162,30 @@ export class XenResources implements GuestResources {
     return { ...this.#user(reference, port, () => {}), ring: () => port.channel.notify() };
   }
 
+  takePort = (reference: number): GuestPort | ErrnoName => {
+    const port = asEventPort(reference);
+    if (port === undefined || this.#closed) return 'EINVAL';
+    if (this.#ports.size + this.#handedPorts >= limits.xenQueuePortsPerBus) return 'ENOSPC';
+    if (this.#isTooMuch(1)) return 'EBUSY';
+    this.#handedPorts += 1;
+    let open = true;
+    return {
+      domid: this.#o.domid,
+      port,
+      refused: (fault) => this.#explain(reference, fault),
+      close: () => {
+        if (open) this.#handedPorts -= 1;
+        open = false;
+      },
+    };
+  };
+
+  #explain(reference: number, { call, errno }: HypervisorFault): void {
+    this.#o.diagnosed(
+      `event channel port ${reference} of domain ${this.#o.domid} cannot be bound: ${call} gives ${errno}; check that it is unbound and made for the domain that binds it`,
+    );
+  }
+
   #user(reference: number, port: SharedPort, ended: () => void): { close(): void } {
     let open = true;
     return {
@@ -184,17 +210,15 @@ export class XenResources implements GuestResources {
     }
     const number = asEventPort(reference);
     if (number === undefined || this.#closed) return 'EINVAL';
-    const { domid, channels, diagnosed } = this.#o;
-    if (this.#ports.size >= limits.xenQueuePortsPerBus) return 'ENOSPC';
+    const { domid, channels } = this.#o;
+    if (this.#ports.size + this.#handedPorts >= limits.xenQueuePortsPerBus) return 'ENOSPC';
     if (this.#isTooMuch(1)) return 'EBUSY';
     const kicks = new Set<() => void>();
     const channel = channels.bindInterdomain(domid, number, () => {
       for (const kick of kicks) kick();
     });
     if (channel instanceof HypervisorFault) {
-      diagnosed(
-        `event channel port ${reference} of domain ${domid} cannot be bound: ${channel.call} gives ${channel.errno}; check that it is unbound and made for the domain that binds it`,
-      );
+      this.#explain(reference, channel);
       return wireErrno(channel.errno);
     }
     const port = { channel, kicks, users: 1 };

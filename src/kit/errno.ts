@@ -11,6 +11,7 @@ export const errno = {
   EEXIST: 17,
   ENODEV: 19,
   EINVAL: 22,
+  EMFILE: 24,
   ENOSPC: 28,
   EPROTO: 71,
   EMSGSIZE: 90,

@@ -1,7 +1,7 @@
 import { closeSync, openSync } from 'node:fs';
 import { assert } from '../kit/assert.ts';
 import { type Closable, Scope } from '../kit/scope.ts';
-import { checked, errnos, failed } from './errno.ts';
+import { checked, errnos, failed, SystemCallError } from './errno.ts';
 import { signalSharedEventfd } from './eventfd.ts';
 import { Mapping } from './mapping.ts';
 import { lastErrno, systemCall3, systemCall5 } from './native.ts';
@@ -111,5 +111,41 @@ export class SignalBatch implements Closable {
     const taken = systemCall5(calls.getEvents, this.#context, 0, ringEvents, this.#eventsAddress, 0);
     if (taken < 0 && lastErrno() !== errnos.EINTR) failed('io_getevents');
     this.#unreaped = Math.max(0, this.#unreaped - Math.max(0, taken));
+  }
+}
+
+/** Signals eventfds that hostile peers share, now and then, one at a time. */
+export class SharedSignal implements Closable {
+  #batch: SignalBatch | undefined;
+  #unusable = false;
+  #closed = false;
+
+  /** Adds 1. Never waits where the kernel has AIO for us; else as `signalSharedEventfd`. @throws SystemCallError */
+  signal(fd: number): void {
+    const batch = this.#open();
+    if (batch === undefined) {
+      signalSharedEventfd(fd);
+      return;
+    }
+    batch.add(fd);
+    batch.flush();
+  }
+
+  /** Its kernel memory is scarce: only those who need it have some. */
+  #open(): SignalBatch | undefined {
+    if (this.#batch !== undefined || this.#unusable || this.#closed) return this.#batch;
+    try {
+      this.#batch = new SignalBatch(1);
+    } catch (error) {
+      if (!(error instanceof SystemCallError)) throw error;
+      this.#unusable = true;
+    }
+    return this.#batch;
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#batch?.close();
+    this.#batch = undefined;
   }
 }

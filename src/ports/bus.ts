@@ -1,5 +1,6 @@
 import type { ErrnoName } from '../kit/errno.ts';
 import type { Closable } from '../kit/scope.ts';
+import type { Domid, EventPort, HypervisorFault } from './hypervisor.ts';
 import type { AddressSpace } from './memory.ts';
 
 /** The frame transport of one bus connection, whatever carries it: a ring, FF-A registers, a simulator. */
@@ -27,6 +28,17 @@ export interface QueueDescriptors {
   readonly call: HandedFd;
 }
 
+/** A port that a guest has made for our domain, and that nobody here has bound. */
+export interface GuestPort extends Closable {
+  readonly domid: Domid;
+  readonly port: EventPort;
+  /** It cannot be bound. */
+  refused(fault: HypervisorFault): void;
+}
+
+/** A guest's own way for the notifications of one queue, for the program that works on it. */
+export type QueueWay = QueueDescriptors | { readonly kickPort: GuestPort; readonly callPort: GuestPort };
+
 /** Rings a guest for one queue. */
 export interface CallTarget {
   ring(): void;
@@ -48,6 +60,8 @@ export interface GuestResources {
   openCall(reference: number): CallTarget | ErrnoName;
   /** Hands an eventfd of the guest on; the reference is used up. Undefined where a guest has none. */
   readonly takeEventfd?: (reference: number) => HandedFd | ErrnoName;
+  /** Hands a port of the guest on. Undefined where a guest has none. */
+  readonly takePort?: (reference: number) => GuestPort | ErrnoName;
   /** Hands a descriptor of ours over; it stays ours. @returns the reference by which messages may name it */
   give(fd: number): number | ErrnoName;
   /** Ends a reference that a refused request named; one that is used up already is ignored. */
@@ -83,18 +97,24 @@ export type MemorySource =
   | { readonly fd: number; readonly offset: bigint }
   | { readonly domid: number; readonly reference: number };
 
-/** Where another process maps memory of a guest: all of it, writable, from `offset` on. */
+/** Where another process maps memory of a guest: all of it, writable, from `offset` on, once. */
 export interface HandedMemory extends Closable {
   readonly fd: number;
   /** Bytes. */
   readonly offset: bigint;
 }
 
+/** What other processes of this host get memory by, also after the guest has taken it back here. */
+export interface MemoryHandle extends Closable {
+  /** For one process; to be closed when it has the descriptor. */
+  open(): HandedMemory | ErrnoName;
+}
+
 /** Mapped memory of a guest. */
 export interface GuestMemory {
   readonly bytes: Uint8Array;
-  /** Opens it for another process of this host; absent where it cannot be passed on so. */
-  readonly handOver?: () => HandedMemory | ErrnoName;
+  /** Absent where it cannot be passed on to other processes of this host. */
+  readonly handle?: () => MemoryHandle | ErrnoName;
   /** How others can map the same memory; undefined where it cannot be passed on. */
   readonly source?: MemorySource;
   close(): void;

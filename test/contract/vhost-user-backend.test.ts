@@ -11,12 +11,14 @@ import { type Clock, systemClock } from '../../src/kit/clock.ts';
 import { systemScheduler } from '../../src/kit/scheduler.ts';
 import { census } from '../../src/libc/census.ts';
 import { LoopPoller } from '../../src/libc/poll.ts';
+import { SharedSignal } from '../../src/libc/signal-batch.ts';
 import type { Backend } from '../../src/ports/backend.ts';
 import { openMessenger } from '../../src/vhost-user/socket.ts';
 import { blkRequestType, blkStatus } from '../../src/virtio/blk.ts';
 import { blkHead } from '../support/bridge-disk.ts';
 import { TestRequest } from '../support/bridge-request.ts';
 import { isCode, until } from '../support/guest-fixture.ts';
+import { noJoins } from '../support/no-joins.ts';
 import { VhostUserPeer } from '../support/vhost-user-peer.ts';
 import { RamDisk } from '../support/vhost-user-ram-disk.ts';
 
@@ -49,6 +51,7 @@ class Bench {
   readonly directory = mkdtempSync(join(tmpdir(), 'vmsg-vu-'));
   readonly poller = new LoopPoller();
   readonly messenger = openMessenger();
+  readonly signals = new SharedSignal();
   readonly disk = new LazyDisk(this.poller);
   readonly peer = new VhostUserPeer(join(this.directory, 's'), this.disk, this.poller, this.messenger);
   readonly failures: string[] = [];
@@ -69,6 +72,8 @@ class Bench {
       poller: this.poller,
       clock: impatient,
       scheduler: systemScheduler,
+      signals: this.signals,
+      dataPlane: noJoins(),
     });
     assert('handle' in opened);
     return opened;
@@ -79,6 +84,7 @@ class Bench {
     await until(() => this.disk.running.length === 0, 'the device has stopped');
     this.poller.close();
     this.messenger.close();
+    this.signals.close();
     rmSync(this.directory, { recursive: true });
   }
 }

@@ -12,6 +12,7 @@ import { systemClock } from '../../src/kit/clock.ts';
 import { systemScheduler } from '../../src/kit/scheduler.ts';
 import { census } from '../../src/libc/census.ts';
 import { LoopPoller } from '../../src/libc/poll.ts';
+import { SharedSignal } from '../../src/libc/signal-batch.ts';
 import type { Backend } from '../../src/ports/backend.ts';
 import { openMessenger } from '../../src/vhost-user/socket.ts';
 import { blkRequestType, blkStatus } from '../../src/virtio/blk.ts';
@@ -19,6 +20,7 @@ import { blkHead } from '../support/bridge-disk.ts';
 import { FakeClock } from '../support/bridge-fakes.ts';
 import { TestRequest } from '../support/bridge-request.ts';
 import { isCode, until } from '../support/guest-fixture.ts';
+import { noJoins } from '../support/no-joins.ts';
 import { VhostUserPeer } from '../support/vhost-user-peer.ts';
 import { RamDisk } from '../support/vhost-user-ram-disk.ts';
 
@@ -29,6 +31,7 @@ class Bench {
   readonly path = join(this.directory, 's');
   readonly poller = new LoopPoller();
   readonly messenger = openMessenger();
+  readonly signals = new SharedSignal();
   readonly leases = new FakeClock();
   readonly doors = new Doors(this.poller, this.leases);
   readonly device = new RamDisk(this.poller);
@@ -45,7 +48,13 @@ class Bench {
   async open(device: VhostUserDevice, endpoint: Endpoint, mac?: string): Promise<Backend> {
     const host = new LateBackendHost(() => {});
     host.bind({ configChanged: () => {}, failed: () => {}, away: (reason) => this.absences.push(reason) });
-    const common = { poller: this.poller, clock: systemClock, scheduler: systemScheduler };
+    const common = {
+      signals: this.signals,
+      dataPlane: noJoins(),
+      poller: this.poller,
+      clock: systemClock,
+      scheduler: systemScheduler,
+    };
     const spec = { type: 'vhost-user', device, socket: this.path, dataPath: 'shadow' } as const;
     const way = { ruledOut: undefined, ruleOut: () => {} };
     const parts = { ...common, ...(mac === undefined ? {} : { mac }) };
@@ -60,6 +69,7 @@ class Bench {
     await until(() => this.device.running.length === 0, 'the device has stopped');
     this.poller.close();
     this.messenger.close();
+    this.signals.close();
     rmSync(this.directory, { recursive: true });
   }
 }

@@ -3,8 +3,10 @@ import type { Clock } from '../../../kit/clock.ts';
 import { limits } from '../../../kit/limits.ts';
 import type { Scheduler } from '../../../kit/scheduler.ts';
 import type { Poller } from '../../../libc/poll.ts';
+import type { SharedSignal } from '../../../libc/signal-batch.ts';
 import type { Backend, BackendHost } from '../../../ports/backend.ts';
 import { isDeviceBit } from '../../../virtio/features.ts';
+import type { DataPlane } from '../../data-plane/data-plane.ts';
 import type { LaneBackendSpec } from '../../lane/protocol.ts';
 import { ShadowBackend } from '../../shadow/shadow-backend.ts';
 import { bridgeVendorId } from '../vendor.ts';
@@ -22,6 +24,8 @@ export interface VhostUserParts {
   readonly poller: Poller;
   readonly clock: Clock;
   readonly scheduler: Scheduler;
+  readonly signals: SharedSignal;
+  readonly dataPlane: DataPlane;
   /** Address for a network device whose back-end gives none. */
   readonly mac?: string;
 }
@@ -49,10 +53,20 @@ export async function openVhostUser(
 ): Promise<Backend | RingBackend> {
   const reason = reasonForCopies(spec, endpoint, way);
   if (reason !== undefined) return await openCopied(spec.device, endpoint, reason, host, parts);
-  const { poller, clock, mac } = parts;
+  const { poller, signals, dataPlane, clock, mac } = parts;
   const shape = shapeOf(spec.device);
   const refused = (why: string): void => way.ruleOut(why);
-  return await openDirect({ endpoint, shape, poller, clock, host, refused, ...(mac === undefined ? {} : { mac }) });
+  return await openDirect({
+    endpoint,
+    shape,
+    poller,
+    signals,
+    dataPlane,
+    clock,
+    host,
+    refused,
+    ...(mac === undefined ? {} : { mac }),
+  });
 }
 
 /**

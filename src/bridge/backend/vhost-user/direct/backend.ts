@@ -1,8 +1,10 @@
 import type { RingBackend } from '../../../../device/queue-engine.ts';
 import { VmsgError } from '../../../../kit/errors.ts';
 import { limits } from '../../../../kit/limits.ts';
+import type { SharedSignal } from '../../../../libc/signal-batch.ts';
 import type { BackendDescription, BackendHost } from '../../../../ports/backend.ts';
 import { feature, isDeviceBit } from '../../../../virtio/features.ts';
+import type { DataPlane } from '../../../data-plane/data-plane.ts';
 import { bridgeVendorId } from '../../vendor.ts';
 import type { ConnectionParts } from '../connection.ts';
 import { Program } from './program.ts';
@@ -13,6 +15,8 @@ const ringBits = [feature.INDIRECT_DESC, feature.EVENT_IDX, feature.IN_ORDER];
 
 export interface DirectParts extends ConnectionParts {
   readonly host: BackendHost;
+  readonly signals: SharedSignal;
+  readonly dataPlane: DataPlane;
   /** This way is ruled out; the device leaves the bus. */
   readonly refused: (why: string) => void;
 }
@@ -23,7 +27,7 @@ export interface DirectParts extends ConnectionParts {
  * @throws VmsgError as `openConnection`
  */
 export async function openDirect(parts: DirectParts): Promise<RingBackend> {
-  const { endpoint, host, poller, clock } = parts;
+  const { endpoint, host, poller, signals, dataPlane, clock } = parts;
   let queues: DirectQueues | undefined;
   let isReading = false;
   const program: Program = await Program.open(parts, {
@@ -51,7 +55,7 @@ export async function openDirect(parts: DirectParts): Promise<RingBackend> {
     description: describe(program, parts),
     resumes: false,
     openQueues: (owner) => {
-      queues = new DirectQueues({ program, poller, clock, unsuited }, owner);
+      queues = new DirectQueues({ program, poller, signals, dataPlane, clock, unsuited }, owner);
       return queues;
     },
     writeConfig: (offset, data) => writeConfig(program, offset, data),

@@ -1,8 +1,10 @@
 import type { EnabledQueue } from '../../../../device/queue-engine.ts';
+import { VmsgError } from '../../../../kit/errors.ts';
 import { Scope } from '../../../../kit/scope.ts';
 import { createEventfd, drainEventfd, signalSharedEventfd } from '../../../../libc/eventfd.ts';
 import type { Fd } from '../../../../libc/fd.ts';
 import type { Poller } from '../../../../libc/poll.ts';
+import type { SharedSignal } from '../../../../libc/signal-batch.ts';
 import type { QueueDescriptors } from '../../../../ports/bus.ts';
 import { type Access, type AddressSpace, TranslateFault } from '../../../../ports/memory.ts';
 import type { QueueStart } from '../../../../vhost-user/device.ts';
@@ -13,6 +15,12 @@ export interface DirectQueueEvents {
   used(): void;
   /** The program says that the queue is broken. */
   broken(): void;
+}
+
+/** How it is woken and wakes. */
+export interface WakingParts {
+  readonly poller: Poller;
+  readonly signals: SharedSignal;
 }
 
 /** Where the index of both rings of a split queue is, in 16-bit words (virtio 1.3, 2.7.6 and 2.7.8). */
@@ -33,11 +41,13 @@ export class DirectQueue {
   readonly #kick: Fd;
   readonly #call: Fd;
   readonly #error: Fd;
+  readonly #signals: SharedSignal;
   #descriptors: QueueDescriptors | undefined;
 
-  private constructor(queue: EnabledQueue, rings: Rings, poller: Poller, events: DirectQueueEvents) {
+  private constructor(queue: EnabledQueue, rings: Rings, { poller, signals }: WakingParts, events: DirectQueueEvents) {
     this.index = queue.index;
     this.#queue = queue;
+    this.#signals = signals;
     this.#available = rings.available;
     this.#used = rings.used;
     this.#scope = rings.scope;
@@ -54,15 +64,22 @@ export class DirectQueue {
     watch(this.#error, () => events.broken());
   }
 
-  /** @returns a sentence when the rings are not in memory of the guest */
+  /** @returns a sentence when the rings are not in memory of the guest, or there are no descriptors left */
   static open(
     queue: EnabledQueue,
     space: AddressSpace,
-    poller: Poller,
+    parts: WakingParts,
     events: DirectQueueEvents,
   ): DirectQueue | string {
     const rings = mapRings(queue, space);
-    return typeof rings === 'string' ? rings : new DirectQueue(queue, rings, poller, events);
+    if (typeof rings === 'string') return rings;
+    try {
+      return new DirectQueue(queue, rings, parts, events);
+    } catch (error) {
+      rings.scope.close();
+      if (error instanceof VmsgError) return error.message;
+      throw error;
+    }
   }
 
   /** Requests that the driver has made available and the program has not completed. */
@@ -89,7 +106,10 @@ export class DirectQueue {
   }
 
   kick(): void {
-    if (!this.#scope.closed) signalSharedEventfd((this.#descriptors?.kick ?? this.#kick).number);
+    if (this.#scope.closed) return;
+    // The guest can fill its own, and clear O_NONBLOCK.
+    if (this.#descriptors !== undefined) this.#signals.signal(this.#descriptors.kick.number);
+    else signalSharedEventfd(this.#kick.number);
   }
 
   /** Idempotent. */

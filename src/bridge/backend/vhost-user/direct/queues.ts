@@ -2,35 +2,29 @@ import type { DeviceLink } from '../../../../device/endpoint.ts';
 import type { EnabledQueue, QueueEngine, QueueEngineOwner } from '../../../../device/queue-engine.ts';
 import type { RegionWatcher, SharedRegion } from '../../../../device/shared-memory.ts';
 import type { Clock, Timer } from '../../../../kit/clock.ts';
-import type { ErrnoName } from '../../../../kit/errno.ts';
 import { VmsgError } from '../../../../kit/errors.ts';
 import { limits } from '../../../../kit/limits.ts';
-import { type Closable, Scope } from '../../../../kit/scope.ts';
-import type { Poller } from '../../../../libc/poll.ts';
-import type { HandedMemory, QueueDescriptors } from '../../../../ports/bus.ts';
-import type { DeviceRegion, VhostDevice } from '../../../../vhost-user/device.ts';
-import { protocolFeature } from '../../../../vhost-user/features.ts';
-import type { RegionDescription } from '../../../../vhost-user/regions.ts';
+import type { Closable } from '../../../../kit/scope.ts';
+import type { QueueDescriptors, QueueWay } from '../../../../ports/bus.ts';
+import type { VhostDevice } from '../../../../vhost-user/device.ts';
 import { FeatureSet, feature } from '../../../../virtio/features.ts';
 import { isGrantAddress } from '../../../../virtio-msg/xen-bus.ts';
+import type { DataPlane } from '../../../data-plane/data-plane.ts';
 import type { Connection } from '../connection.ts';
 import type { Program } from './program.ts';
-import { DirectQueue } from './queue.ts';
+import { DirectQueue, type WakingParts } from './queue.ts';
+import { GuestRegions, giveAll, giveOne, takeBack } from './regions.ts';
+import { QueueWays } from './ways.ts';
 
 /** Features between the driver and the bridge only. */
 const ofTheBridge = FeatureSet.of(feature.ACCESS_PLATFORM, feature.RING_RESET, feature.NOTIFICATION_DATA);
 
-export interface DirectQueuesParts {
+export interface DirectQueuesParts extends WakingParts {
   readonly program: Program;
-  readonly poller: Poller;
   readonly clock: Clock;
+  readonly dataPlane: DataPlane;
   /** What the guest shares, or the program, rules this way out. */
   readonly unsuited: (why: string) => void;
-}
-
-/** A region, and how a descriptor for it is opened. */
-interface HandedRegion extends Omit<RegionDescription, 'mmapOffset'> {
-  readonly handOver: () => HandedMemory | ErrnoName;
 }
 
 /** Lets a program work on the queues of a device: it has the guest's memory, and the guest's own kicks and calls. */
@@ -40,15 +34,14 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
   readonly #parts: DirectQueuesParts;
   readonly #owner: QueueEngineOwner;
   readonly #queues = new Map<number, DirectQueue>();
-  readonly #descriptors = new Map<number, QueueDescriptors>();
+  readonly #ways: QueueWays;
   #link: DeviceLink | undefined;
   #watch: Closable | undefined;
-  /** What the guest shares, by area. */
-  #regions = new Map<number, HandedRegion>();
-  /** Why the program cannot have something that the guest shares. */
-  #unreachable: string | undefined;
-  /** The program has the regions. */
+  #regions = new GuestRegions();
+  /** The program has the regions of the guest that is there now. */
   #shared = false;
+  /** It has memory of that guest, or of one before it. */
+  #holds = false;
   /** Queues that the program does not have yet. */
   #prepared: DirectQueue[] = [];
   #watchdog: Timer | undefined;
@@ -57,106 +50,97 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     this.#parts = parts;
     this.#program = parts.program;
     this.#owner = owner;
+    this.#ways = new QueueWays(parts.dataPlane, {
+      changed: (index, descriptors) => this.#rewire(index, descriptors),
+      afterAll: (then) => this.#afterAll(then),
+      lost: (index, reason) => owner.failed(`notifications of queue ${index} are not passed on any more: ${reason}`),
+    });
   }
 
   connect(link: DeviceLink): void {
-    this.#watch?.close();
+    this.#forget();
     this.#link = link;
-    this.#regions = new Map();
-    this.#unreachable = undefined;
     this.#watch = link.memory.watch(this);
   }
 
   disconnect(link: DeviceLink, done: () => void): void {
-    if (this.#link === link) {
-      this.#watch?.close();
-      this.#watch = undefined;
-      this.#link = undefined;
+    if (this.#link === link) this.#forget();
+    if (!this.#holds) {
+      done();
+      return;
     }
-    if (this.#shared) void this.#renew().then(done);
-    else done();
+    // The next guest may be there already; the program has nothing of it.
+    this.#holds = false;
+    void this.#program.renew().then(done);
   }
 
-  /** Takes the guest's memory from the program. */
-  async #renew(): Promise<void> {
+  /** The guest has gone. What the program has of it stays there until `disconnect`. */
+  #forget(): void {
+    this.#watch?.close();
+    this.#watch = undefined;
+    this.#link = undefined;
     this.#shared = false;
-    await this.#program.renew();
+    const regions = this.#regions;
+    this.#regions = new GuestRegions();
+    this.#afterAll(() => regions.close());
+  }
+
+  /** What was asked of the program before may still need it. */
+  #afterAll(then: () => void): void {
+    void this.#program.do(async () => {}).then(then);
   }
 
   regionAdded(region: SharedRegion, done: (result: number) => void): void {
-    const passed = passedOn(region);
+    const passed = this.#regions.add(region);
     if (typeof passed === 'string') {
-      this.#unreachable = passed;
       if (this.#shared) this.#parts.unsuited(passed);
       done(0);
-      return;
+    } else if (!this.#shared) done(0);
+    else {
+      const give = ({ device }: Connection): Promise<void> =>
+        this.#orUnsuited(() => giveOne(device, passed, this.#regions.all));
+      void this.#program.do(give).then(() => done(0));
     }
-    this.#regions.set(region.area, passed);
-    if (this.#shared) void this.#program.do(({ device }) => this.#add(device, passed)).then(() => done(0));
-    else done(0);
-  }
-
-  async #add(device: VhostDevice, region: HandedRegion): Promise<void> {
-    if (takesSingle(device)) await this.#give([region], ([only]) => device.addRegion(only!));
-    else await this.#giveAll(device);
-  }
-
-  async #giveAll(device: VhostDevice): Promise<void> {
-    await this.#give([...this.#regions.values()], (regions) => device.setMemory(regions));
   }
 
   /** What the program does not take it may take by another way. */
-  async #give(
-    regions: readonly HandedRegion[],
-    send: (regions: readonly DeviceRegion[]) => Promise<void>,
-  ): Promise<void> {
-    const scope = new Scope();
+  async #orUnsuited(share: () => Promise<void>): Promise<void> {
     try {
-      const opened = regions.map(({ handOver, ...region }) => {
-        const handed = handOver();
-        if (typeof handed === 'string') throw new VmsgError('system-call', `it cannot be handed over: ${handed}`);
-        const { fd, offset } = scope.own(handed);
-        return { ...region, fd, mmapOffset: offset };
-      });
-      await send(opened);
+      await share();
     } catch (error) {
-      if (error instanceof VmsgError)
+      // One that ended over something else takes it from the next program.
+      if (error instanceof VmsgError && (error.code === 'backend-refused' || error.code === 'limit-reached'))
         this.#parts.unsuited(`the program does not take the guest's memory: ${error.message}`);
       throw error;
-    } finally {
-      // It has copies of the descriptors. Grants stay mapped as long as there is one.
-      scope.close();
     }
   }
 
   regionRemoved(area: number, done: (result: number) => void): void {
-    const region = this.#regions.get(area);
-    this.#regions.delete(area);
-    if (region === undefined || !this.#shared) {
+    const taken = this.#regions.take(area);
+    if (taken === undefined) {
       done(0);
       return;
     }
-    void this.#program.do(({ device }) => this.#remove(device, region)).then(() => done(0));
-  }
-
-  async #remove(device: VhostDevice, region: HandedRegion): Promise<void> {
-    // A new program may have been started meanwhile.
-    if (!device.regions.some(({ guestAddress }) => guestAddress === region.guestAddress)) return;
-    if (takesSingle(device)) await device.removeRegion({ ...region, mmapOffset: 0n });
-    else if (this.#regions.size > 0) await this.#giveAll(device);
-    // Back-ends do not take a table without regions.
-    else throw new VmsgError('backend-lost', 'the guest took its memory back');
+    void this.#program
+      .do(({ device }) => takeBack(device, taken, this.#regions.all))
+      .then(() => {
+        taken.handle.close();
+        done(0);
+      });
   }
 
   activate(features: FeatureSet): void {
-    if (this.#unreachable !== undefined) {
-      this.#parts.unsuited(this.#unreachable);
+    const { problem, all: regions } = this.#regions;
+    if (problem !== undefined) {
+      this.#parts.unsuited(problem);
       return;
     }
     this.#shared = true;
+    this.#holds = true;
     void this.#program.do(async ({ device }) => {
       await device.agree(features.minus(ofTheBridge).minus(this.#program.description.added));
-      await this.#giveAll(device);
+      // Back-ends do not take a table without regions; a guest that shares none has no queue.
+      if (regions.length > 0) await this.#orUnsuited(() => giveAll(device, regions));
       await this.#startPrepared(device);
     });
     this.#watchProgress();
@@ -166,7 +150,6 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     const link = this.#link;
     if (link === undefined) return;
     const { index } = queue;
-    const { poller } = this.#parts;
     const events = {
       used: () => this.#link?.used(index),
       broken: () => this.#owner.failed(`queue ${index}: the program says that it is broken`),
@@ -175,12 +158,12 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
       this.#parts.unsuited('the guest grants its buffers one by one; a program needs a pool');
       return;
     }
-    const opened = DirectQueue.open(queue, link.space, poller, events);
+    const opened = DirectQueue.open(queue, link.space, this.#parts, events);
     if (typeof opened === 'string') {
       this.#owner.failed(`queue ${index}: ${opened}`);
       return;
     }
-    opened.descriptors = this.#descriptors.get(index);
+    opened.descriptors = this.#ways.descriptorsOf(index);
     this.#queues.set(index, opened);
     this.#prepared.push(opened);
     void this.#program.do(({ device }) => this.#startPrepared(device));
@@ -213,8 +196,8 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
       return;
     }
     this.#queues.delete(index);
-    const stopped = this.#program.do(async ({ device }) => {
-      if (queue.started) await this.#halt(device, queue);
+    const stopped = this.#program.do(async (connection) => {
+      if (queue.started) await this.#halt(connection, queue);
     });
     void stopped.then(() => {
       queue.close();
@@ -227,11 +210,12 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
    * go on with those that they have.
    * @returns where to go on
    */
-  async #halt(device: VhostDevice, queue: DirectQueue): Promise<number> {
+  async #halt({ device, scope }: Connection, queue: DirectQueue): Promise<number> {
     const base = await device.stopQueue(queue.index);
     const { clock } = this.#parts;
     const end = clock.nowMs() + limits.vhostUserDrainMs;
     for (let pauseMs = 1; queue.usedIndex !== base; pauseMs = Math.min(2 * pauseMs, 50)) {
+      if (scope.closed) throw new VmsgError('backend-lost', 'it has gone');
       if (clock.nowMs() > end) throw new VmsgError('timeout', 'it does not complete what it has taken');
       await new Promise<void>((resolve) => {
         clock.after(pauseMs, resolve);
@@ -246,8 +230,7 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
 
   stopAll(done: () => void): void {
     for (const index of [...this.#queues.keys()]) this.stop(index, () => {});
-    // Also behind what is under way.
-    void this.#program.do(async () => {}).then(done);
+    this.#afterAll(done);
   }
 
   drainAll(done: () => void): void {
@@ -261,23 +244,22 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     });
   }
 
-  useDescriptors(index: number, descriptors: QueueDescriptors | undefined): void {
-    const before = this.#descriptors.get(index);
-    if (descriptors === undefined) this.#descriptors.delete(index);
-    else this.#descriptors.set(index, descriptors);
+  useWay(index: number, way: QueueWay | undefined): number | Promise<number> {
+    return this.#ways.use(index, way);
+  }
+
+  #rewire(index: number, descriptors: QueueDescriptors | undefined): void {
     const queue = this.#queues.get(index);
-    if (queue === undefined) {
-      closeBoth(before);
-      return;
-    }
+    if (queue === undefined) return;
     queue.descriptors = descriptors;
-    void this.#program.do(({ device }) => this.#restart(device, queue)).then(() => closeBoth(before));
+    void this.#program.do((connection) => this.#restart(connection, queue));
   }
 
   /** With other descriptors. */
-  async #restart(device: VhostDevice, queue: DirectQueue): Promise<void> {
+  async #restart(connection: Connection, queue: DirectQueue): Promise<void> {
     if (!queue.started || this.#queues.get(queue.index) !== queue) return;
-    await device.startQueues([queue.startAt(await this.#halt(device, queue))]);
+    const base = await this.#halt(connection, queue);
+    await connection.device.startQueues([queue.startAt(base)]);
     queue.kick();
     this.#link?.used(queue.index);
   }
@@ -298,30 +280,11 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
   close(): void {
     this.#watchdog?.cancel();
     this.#watch?.close();
+    this.#regions.close();
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
-    for (const descriptors of this.#descriptors.values()) closeBoth(descriptors);
-    this.#descriptors.clear();
+    this.#ways.close();
   }
 }
 
 const isThere = async ({ frontEnd }: Connection): Promise<void> => void (await frontEnd.getFeatures());
-
-const takesSingle = ({ description }: VhostDevice): boolean =>
-  description.protocolFeatures.has(protocolFeature.CONFIGURE_MEM_SLOTS);
-
-function closeBoth(descriptors: QueueDescriptors | undefined): void {
-  descriptors?.kick.close();
-  descriptors?.call.close();
-}
-
-/** @returns why a program cannot have it */
-function passedOn({ area, readOnly, memory, foreign }: SharedRegion): HandedRegion | string {
-  if (foreign !== undefined) return `area ${area} of the guest is for domain ${foreign.domid}`;
-  const { handOver, bytes } = memory;
-  if (readOnly) return `area ${area} of the guest is read-only`;
-  if (handOver === undefined) return `area ${area} of the guest cannot be handed over`;
-  const address = BigInt(area) << 48n;
-  // Nothing of ours tells where memory is mapped here: user addresses are those of the bus.
-  return { guestAddress: address, userAddress: address, size: BigInt(bytes.length), handOver };
-}
