@@ -19,8 +19,8 @@ import { blkHead } from '../support/bridge-disk.ts';
 import { TestRequest } from '../support/bridge-request.ts';
 import { isCode, until } from '../support/guest-fixture.ts';
 import { noJoins } from '../support/no-joins.ts';
+import { LazyDisk } from '../support/vhost-user-habits.ts';
 import { VhostUserPeer } from '../support/vhost-user-peer.ts';
-import { RamDisk } from '../support/vhost-user-ram-disk.ts';
 
 const none = (): boolean => false;
 /** Time in which no wait is long. */
@@ -28,24 +28,6 @@ const impatient: Clock = {
   nowMs: () => systemClock.nowMs(),
   after: (delayMs, callback) => systemClock.after(Math.min(delayMs, 150), callback),
 };
-
-/** A disk that does not look at its queues while it is lazy, and may take more than it completes. */
-class LazyDisk extends RamDisk {
-  lazy = false;
-  /** Requests that it says to have taken when a queue stops, besides those that it completed. */
-  surplus = 0;
-  starts = 0;
-
-  override startQueue(...queue: Parameters<RamDisk['startQueue']>): string | undefined {
-    this.starts += 1;
-    return this.lazy ? undefined : super.startQueue(...queue);
-  }
-
-  override async stopQueue(index: number): Promise<number> {
-    const taken = this.running.includes(index) ? await super.stopQueue(index) : 0;
-    return taken + this.surplus;
-  }
-}
 
 class Bench {
   readonly directory = mkdtempSync(join(tmpdir(), 'vmsg-vu-'));

@@ -3,6 +3,7 @@ import type { Messenger } from '../../src/libc/messenger.ts';
 import type { Poller, Watch } from '../../src/libc/poll.ts';
 import { connectUnix, UnixListener } from '../../src/libc/unix-socket.ts';
 import { BackEnd } from '../../src/vhost-user/back-end.ts';
+import type { MessageChannel } from '../../src/vhost-user/channel.ts';
 import type { ServedDevice } from '../../src/vhost-user/served-device.ts';
 import { SocketChannel } from '../../src/vhost-user/socket.ts';
 
@@ -20,6 +21,8 @@ export class VhostUserPeer {
   device: ServedDevice;
   /** Connections that were accepted. */
   accepted = 0;
+  /** Stands between a connection and who serves it. */
+  between: (channel: MessageChannel) => MessageChannel = (channel) => channel;
   readonly #poller: Poller;
   readonly #messenger: Messenger;
   #listener: UnixListener | undefined;
@@ -52,7 +55,8 @@ export class VhostUserPeer {
       this.#open.add(fd);
     } else {
       const open = (number: ForeignFd) => new SocketChannel(new Fd(number.release()), this.#messenger, this.#poller);
-      this.#open.add(new BackEnd(new SocketChannel(fd, this.#messenger, this.#poller), this.device, open));
+      const channel = this.between(new SocketChannel(fd, this.#messenger, this.#poller));
+      this.#open.add(new BackEnd(channel, this.device, open));
     }
   }
 
@@ -62,6 +66,11 @@ export class VhostUserPeer {
     if (!(fd instanceof Fd)) return false;
     this.#accept(fd);
     return true;
+  }
+
+  /** Tells every front-end. */
+  configChanged(): void {
+    for (const each of this.#open) if (each instanceof BackEnd) each.configChanged();
   }
 
   /** Ends every connection. It goes on listening. */

@@ -124,9 +124,14 @@ export class Program {
     if (!this.#closed) this.events.ended(reason);
   }
 
-  async close(): Promise<void> {
+  /** As `renew`, when there is to be no new one; `close` is still needed. */
+  async retire(): Promise<void> {
     this.#closed = true;
     await this.fail('it was closed');
+  }
+
+  async close(): Promise<void> {
+    await this.retire();
     await this.#parts.endpoint.close();
   }
 }

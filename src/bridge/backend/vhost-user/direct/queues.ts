@@ -45,6 +45,8 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
   /** Queues that the program does not have yet. */
   #prepared: DirectQueue[] = [];
   #watchdog: Timer | undefined;
+  /** The device goes, and is not used by another guest. */
+  #ending = false;
 
   constructor(parts: DirectQueuesParts, owner: QueueEngineOwner) {
     this.#parts = parts;
@@ -71,7 +73,7 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     }
     // The next guest may be there already; the program has nothing of it.
     this.#holds = false;
-    void this.#program.renew().then(done);
+    void (this.#ending ? this.#program.retire() : this.#program.renew()).then(done);
   }
 
   /** The guest has gone. What the program has of it stays there until `disconnect`. */
@@ -234,6 +236,7 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
   }
 
   drainAll(done: () => void): void {
+    this.#ending = true;
     this.stopAll(done);
   }
 

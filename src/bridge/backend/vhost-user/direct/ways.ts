@@ -43,7 +43,7 @@ export class QueueWays {
     const turn = (this.#asked.get(index) ?? 0) + 1;
     this.#asked.set(index, turn);
     if (way !== undefined && 'kickPort' in way) return this.#join(index, way, () => this.#asked.get(index) === turn);
-    this.#replace(index, way === undefined ? undefined : { descriptors: way, close: async () => closeBoth(way) });
+    void this.#replace(index, way === undefined ? undefined : { descriptors: way, close: async () => closeBoth(way) });
     return 0;
   }
 
