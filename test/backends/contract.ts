@@ -182,6 +182,7 @@ function lifeTests(bench: Bench): void {
       running.catch(() => {});
       bus.close();
       await assert.rejects(Promise.all([running, job.run()]));
+      await job.close();
       await bench.useOnce(await bench.bus());
       bench.closeBuses();
     }

@@ -13,7 +13,6 @@ import { FsGuest, type FsNode } from '../support/fs-guest.ts';
 import { fuseRoot } from '../support/fuse-wire.ts';
 import { arpOf, ipv4, type UdpDatagram } from '../support/net-frames.ts';
 import { NetGuest, netFeature } from '../support/net-guest.ts';
-import { eventually } from '../support/service-process.ts';
 import { VsockGuest, type VsockStream } from '../support/vsock-guest.ts';
 import type { Job } from './contract.ts';
 
@@ -200,10 +199,7 @@ export async function vsockJob(bus: GuestBus, number: number, hostSocket: string
     host.write(down);
     const waits = stream.creditWaits;
     const written = stream.write(up);
-    await Promise.race([
-      written,
-      eventually(async () => stream.creditWaits > waits || undefined, 'there is no room left'),
-    ]);
+    await Promise.race([written, stream.waited(waits + 1)]);
     const [found, heard] = await Promise.all([stream.readAll(down.length), readBytes(host, up.length), written]);
     mustEqual(found, down, 'what the host sent');
     mustEqual(heard, up, 'what the guest sent');

@@ -122,7 +122,10 @@ export class VsockStream {
 
   async write(data: Uint8Array): Promise<void> {
     for (let at = 0; at < data.length; ) {
-      if (this.#credit <= 0) this.creditWaits += 1;
+      if (this.#credit <= 0) {
+        this.creditWaits += 1;
+        this.#changed();
+      }
       await this.#until(() => this.#credit > 0 || this.#reset);
       if (this.#reset) throw new Error('the host has ended the connection');
       const part = data.subarray(at, at + Math.min(packetBytes, this.#credit));
@@ -130,6 +133,11 @@ export class VsockStream {
       at += part.length;
       await this.#packet(vsockOp.RW, part);
     }
+  }
+
+  /** Until `write` has had to wait for room so many times. */
+  async waited(times: number): Promise<void> {
+    await this.#until(() => this.creditWaits >= times);
   }
 
   /** What has come, at least one byte. @returns undefined when the host sends no more */
