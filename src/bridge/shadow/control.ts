@@ -3,6 +3,14 @@ import type { RingAddresses } from '../../virtio/queue.ts';
 import type { ShadowMemory } from './shadow-memory.ts';
 
 /** What the device behind the shadow path says of itself. */
+/** A range of the configuration space that the driver writes. */
+interface DriverConfig {
+  readonly offset: number;
+  readonly length: number;
+  /** What is shown first holds only once it is written, and the feature was agreed on. */
+  readonly feature?: number;
+}
+
 export interface ShadowDescription {
   /** virtio device type, e.g. 2 for a block device. */
   readonly type: number;
@@ -12,7 +20,7 @@ export interface ShadowDescription {
   readonly deviceBits: readonly number[];
   readonly config: Uint8Array;
   /** Ranges of it that the driver writes, see `BackendDescription`. */
-  readonly driverConfig?: readonly { readonly offset: number; readonly length: number }[];
+  readonly driverConfig?: readonly DriverConfig[];
   readonly queueSizes: readonly number[];
   /** It gets one buffer of each direction, whatever our driver's are. */
   readonly oneBuffer?: boolean;

@@ -164,6 +164,17 @@ export class ShadowBackend implements Backend {
   }
 
   /** The reset comes first: until then the serving side may use what it was given. */
+  /** What the driver has written; and what it was shown, where that holds only once it is written. */
+  #configToWrite({ has }: Activation): { readonly offset: number; readonly data: Uint8Array }[] {
+    const { driverConfig = [] } = this.#o.remote;
+    const shown = driverConfig.filter(({ feature, offset }) => {
+      const isWritten = this.#written.some((each) => each.offset <= offset && offset < each.offset + each.data.length);
+      return feature !== undefined && has(feature) && !isWritten;
+    });
+    const ofShown = shown.map(({ offset, length }) => ({ offset, data: this.#config.slice(offset, offset + length) }));
+    return [...ofShown, ...this.#written];
+  }
+
   async #setUp(wanted: Activation | undefined): Promise<void> {
     const { control } = this.#o;
     await control.reset();
@@ -180,7 +191,7 @@ export class ShadowBackend implements Backend {
     await control.start();
     if (this.#closed || wanted !== this.#wanted) return;
     const config = control.config(this.#config.length);
-    for (const { offset, data } of this.#written) await config.write(offset, data);
+    for (const { offset, data } of this.#configToWrite(wanted)) await config.write(offset, data);
     if (again) this.onConfigChanged();
     if (this.#closed || wanted !== this.#wanted) return;
     for (const [index, ring] of rings.entries()) this.#open(wanted, this.#queues[index]!, ring);

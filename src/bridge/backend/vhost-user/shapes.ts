@@ -10,8 +10,10 @@ export interface DeviceShape {
   readonly configBits?: readonly number[];
   /** Feature bits for parts of the device that are not passed on: more configuration space, queues of the front-end. */
   readonly hiddenBits?: readonly number[];
-  /** Ranges of the configuration space that the driver writes. */
-  readonly driverConfig?: readonly { readonly offset: number; readonly length: number }[];
+  /** Ranges of the configuration space that the driver writes, with the feature that lets it. */
+  readonly driverConfig?: readonly { readonly offset: number; readonly length: number; readonly feature: number }[];
+  /** Bytes that a driver is shown of a back-end that can be told so. */
+  readonly preferredConfig?: readonly { readonly offset: number; readonly value: number; readonly feature: number }[];
   /** A back-end may take one buffer of each direction at most, whatever the driver's are. */
   readonly oneBuffer?: boolean;
   /** Queues that the device has at least; all, where nothing speaks of more. */
@@ -43,7 +45,9 @@ const shapes = {
   blk: {
     configBytes: blkConfig.size,
     hiddenBits: [blkFeature.SECURE_ERASE, blkFeature.ZONED],
-    driverConfig: [{ offset: blkConfig.at.writeback, length: 1 }],
+    driverConfig: [{ offset: blkConfig.at.writeback, length: 1, feature: blkFeature.CONFIG_WCE }],
+    // qemu-storage-daemon shows 0, and keeps writes back all the same until it is told.
+    preferredConfig: [{ offset: blkConfig.at.writeback, value: 1, feature: blkFeature.CONFIG_WCE }],
     queues: 1,
     queuesOf: (config, has) => (has(blkFeature.MQ) ? config.getUint16(blkConfig.at.numQueues, true) : 1),
     stateless: true,

@@ -43,22 +43,34 @@ export async function openDirect(parts: DirectParts): Promise<RingBackend> {
       isReading = true;
       void program.do(async ({ device }) => {
         isReading = false;
-        host.configChanged(0, await device.readConfig(program.description.config.length));
+        const told = (await device.readConfig(config.length)).slice();
+        for (const { offset, length } of parts.shape.driverConfig ?? [])
+          told.set(config.subarray(offset, offset + length), offset);
+        config.set(told);
+        host.configChanged(0, told);
       });
     },
   });
+  const config = preferred(program, parts);
   const unsuited = (why: string): void => {
     parts.refused(why);
     void program.fail(why);
   };
   return {
-    description: describe(program, parts),
+    description: describe(program, parts, config),
     resumes: false,
     openQueues: (owner) => {
-      queues = new DirectQueues({ program, poller, signals, dataPlane, clock, unsuited }, owner);
+      queues = new DirectQueues(
+        { program, poller, signals, dataPlane, clock, unsuited, setConfig: (has) => configToWrite(parts, config, has) },
+        owner,
+      );
       return queues;
     },
-    writeConfig: (offset, data) => writeConfig(program, offset, data),
+    writeConfig: async (offset, data) => {
+      const isWritten = await writeConfig(program, offset, data);
+      if (isWritten) config.set(data, offset);
+      return isWritten;
+    },
     close: async () => {
       await program.close();
       queues?.close();
@@ -66,8 +78,22 @@ export async function openDirect(parts: DirectParts): Promise<RingBackend> {
   };
 }
 
-function describe(program: Program, { shape }: DirectParts): BackendDescription {
-  const { features, config, queues } = program.description;
+/** The configuration space as a driver sees it: with a cache that it flushes, for its device goes when the program goes. */
+function preferred({ description: { features, config } }: Program, { shape }: DirectParts): Uint8Array {
+  const shown = config.slice();
+  for (const { offset, value, feature: bit } of shape.preferredConfig ?? [])
+    if (features.has(bit)) shown[offset] = value;
+  return shown;
+}
+
+/** What the program does only once it is told. */
+const configToWrite = ({ shape }: DirectParts, config: Uint8Array, has: (bit: number) => boolean) =>
+  (shape.driverConfig ?? [])
+    .filter(({ feature: bit }) => has(bit))
+    .map(({ offset, length }) => ({ offset, data: config.slice(offset, offset + length) }));
+
+function describe(program: Program, { shape }: DirectParts, config: Uint8Array): BackendDescription {
+  const { features, queues } = program.description;
   return {
     deviceType: shape.type,
     vendorId: bridgeVendorId,

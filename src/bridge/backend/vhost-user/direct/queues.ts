@@ -23,6 +23,10 @@ export interface DirectQueuesParts extends WakingParts {
   readonly program: Program;
   readonly clock: Clock;
   readonly dataPlane: DataPlane;
+  /** What the program is to be told of the configuration space when features are agreed. */
+  readonly setConfig: (
+    has: (bit: number) => boolean,
+  ) => readonly { readonly offset: number; readonly data: Uint8Array }[];
   /** What the guest shares, or the program, rules this way out. */
   readonly unsuited: (why: string) => void;
 }
@@ -143,6 +147,8 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
       await device.agree(features.minus(ofTheBridge).minus(this.#program.description.added));
       // Back-ends do not take a table without regions; a guest that shares none has no queue.
       if (regions.length > 0) await this.#orUnsuited(() => giveAll(device, regions));
+      for (const { offset, data } of this.#parts.setConfig((bit) => features.has(bit)))
+        await device.writeConfig(offset, data);
       await this.#startPrepared(device);
     });
     this.#watchProgress();
