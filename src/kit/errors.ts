@@ -45,7 +45,11 @@ export const errorRegistry = {
   'payload-too-large': row(413, 'The body is too large', 'Send at most the size that `detail` names.'),
   'unsupported-media-type': row(415, 'The body is not JSON', 'Send application/json.'),
   'limit-reached': row(409, 'A limit is reached', 'Delete objects that are no longer needed.'),
-  'backend-unusable': row(422, 'The backend cannot be used', 'Check the path, its permissions and its locks.'),
+  'backend-unusable': row(
+    422,
+    'The backend cannot be used',
+    'Check the path, its permissions and its locks; of a program, its last lines.',
+  ),
   'backend-lost': row(503, 'The connection to the backend ended', 'Look at the program behind it and its log.', true),
   'backend-refused': row(422, 'The backend refused a request', 'Look at the log of the program behind the backend.'),
   internal: row(500, 'The service failed', 'Report this with the log lines of the same request id.'),

@@ -258,9 +258,9 @@ export const limits = {
   /** A back-end that stops a queue may have to wait for its storage first. */
   vhostUserStopTimeoutMs: 30_000,
   /** A program that the service starts has to listen by then, the end of an earlier one of its backend included. */
-  programStartTimeoutMs: 5_000,
-  /** A program that was asked to end gets this long before it is killed. */
-  programGraceMs: 2_000,
+  programStartTimeoutMs: 6_000,
+  /** A program that was asked to end gets this long before it is killed: it may have to write its caches. */
+  programGraceMs: 4_000,
   /** After this long a killed process that is still there is reported; the kernel may wait for a disk or a server. */
   programKillTimeoutMs: 5_000,
   /** Longest pause between two looks whether a program listens, or whether its processes are gone. */

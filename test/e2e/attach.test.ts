@@ -107,6 +107,18 @@ test('a format is not guessed where name and content disagree', async () => {
   assert.deepEqual(await specOf('plain'), { type: 'blk', path: misnamed });
 });
 
+test('one image is not written by two backends, whatever serves it', async () => {
+  const taken = /cannot be used: .*disk\.(img|qcow2): in use by another disk or process/;
+  await refused(1, taken, 'attach', 'bus', '--disk', qcow2, '--name', 'second');
+  await succeeds('attach', 'bus', '--disk', raw, '--name', 'first');
+  await succeeds('backend', 'add', 'other', '--type', 'qemu-storage-daemon', '--path', raw);
+  await refused(1, taken, 'attach', 'bus', 'other');
+  await succeeds('detach', 'bus.first');
+  await succeeds('attach', 'bus', 'other');
+  await refused(1, taken, 'attach', 'bus', 'first');
+  await succeeds('detach', 'bus.other');
+});
+
 test('what cannot be attached leaves no backend behind', async () => {
   const before = await backends();
   const why = /ended with status 1 at its start: fake: no such luck/;

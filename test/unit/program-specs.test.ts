@@ -107,6 +107,16 @@ test('a program that the config file does not name is none', () => {
   );
 });
 
+test('the file of a disk is locked, as it is used', () => {
+  const lockOf = (spec: ProgramBackend) => laneProgramSpec('b1', spec, sources()).lock;
+  assert.deepEqual(lockOf({ type: 'qemu-storage-daemon', path: '/i' }), { path: '/i', exclusive: true });
+  assert.deepEqual(lockOf({ type: 'qemu-storage-daemon', path: '/i', readOnly: true }), {
+    path: '/i',
+    exclusive: false,
+  });
+  assert.equal(lockOf({ type: 'passt' }), undefined);
+});
+
 test('a network has an address of its own, always the same', () => {
   const macOf = (id: string, mac?: string) =>
     laneProgramSpec(id, { type: 'passt', ...(mac === undefined ? {} : { mac }) }, sources()).mac;

@@ -90,7 +90,7 @@ describe('a program that is started', () => {
       const next = bench.endpoint(listener());
       await next.connect(scope);
       assert.deepEqual(membersOf(earlier), []);
-    }));
+    }, 4));
 
   test('with restart never is started once', () =>
     withPrograms(async (bench, scope) => {

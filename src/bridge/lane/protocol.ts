@@ -116,6 +116,8 @@ export interface LaneProgramSpec {
   readonly memoryBytes?: number;
   /** never: when it has ended its device stays away. */
   readonly restart: 'always' | 'never';
+  /** A file that is locked (flock) while the program runs. */
+  readonly lock?: { readonly path: string; readonly exclusive: boolean };
   /** Address that a network device gets whose back-end gives none. */
   readonly mac?: string;
   readonly dataPath?: VhostUserDataPath;

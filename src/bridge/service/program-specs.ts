@@ -153,6 +153,7 @@ export function laneProgramSpec(
     ...(openFiles === undefined ? {} : { openFiles }),
     ...(memoryBytes === undefined ? {} : { memoryBytes }),
     ...(spec.dataPath === undefined ? {} : { dataPath: spec.dataPath }),
+    ...(spec.type === 'qemu-storage-daemon' ? { lock: { path: spec.path, exclusive: spec.readOnly !== true } } : {}),
     ...(spec.type === 'passt' ? { mac: spec.mac ?? macOf(id) } : {}),
   };
 }

@@ -5,6 +5,7 @@ import type { Scope } from '../../../../kit/scope.ts';
 import type { Fd } from '../../../../libc/fd.ts';
 import type { LaneProgramSpec } from '../../../lane/protocol.ts';
 import { connectNow, type Endpoint } from '../endpoint.ts';
+import { lockFile } from './file-lock.ts';
 import { Program, type ProgramParts } from './program.ts';
 import type { Programs } from './programs.ts';
 
@@ -34,13 +35,26 @@ export class SpawnedEndpoint implements Endpoint {
     if (!(await inTime(this.surelyGone(), limits.programStartTimeoutMs, clock))) {
       throw new VmsgError('unavailable', `${name} is not started again: what ran before has not ended yet`);
     }
-    if (scope.closed) throw new VmsgError('unavailable', 'the back-end was given up');
-    const program = Program.start(this.#spec, this.#parts);
+    const program = await this.#start(scope);
     this.#programs.add(backend, program);
     scope.defer(() => program.end());
     await program.listening(endMs);
     this.#hasRun = true;
     return connectNow(program.socket, scope);
+  }
+
+  /** With the lock of its file, which it keeps as long as a process of it can run. */
+  async #start(scope: Scope): Promise<Program> {
+    const lock = this.#spec.lock === undefined ? undefined : await lockFile(this.#spec.lock);
+    try {
+      if (scope.closed) throw new VmsgError('unavailable', 'the back-end was given up');
+      const program = Program.start(this.#spec, this.#parts);
+      void program.gone.then(() => lock?.close());
+      return program;
+    } catch (error) {
+      lock?.close();
+      throw error;
+    }
   }
 
   surelyGone(): Promise<void> {
