@@ -4,15 +4,30 @@ import { join } from 'node:path';
 import { SpawnedEndpoint } from '../../src/bridge/backend/vhost-user/spawn/endpoint.ts';
 import { Programs } from '../../src/bridge/backend/vhost-user/spawn/programs.ts';
 import type { LaneProgramSpec } from '../../src/bridge/lane/protocol.ts';
-import { type Clock, systemClock } from '../../src/kit/clock.ts';
+import { type Clock, systemClock, type Timer } from '../../src/kit/clock.ts';
 import { Scope } from '../../src/kit/scope.ts';
 import { leadersIn } from './programs.ts';
 
-/** Time that passes so many times faster. */
-const hurried = (times: number): Clock => ({
-  nowMs: () => systemClock.nowMs() * times,
-  after: (delayMs, callback) => systemClock.after(delayMs / times, callback),
-});
+/** Time that passes faster from some moment on. */
+class HurriedClock implements Clock {
+  #times = 1;
+  #sinceMs = 0;
+  #baseMs = 0;
+
+  hurry(times: number): void {
+    this.#baseMs = this.nowMs();
+    this.#sinceMs = systemClock.nowMs();
+    this.#times = times;
+  }
+
+  nowMs(): number {
+    return this.#baseMs + (systemClock.nowMs() - this.#sinceMs) * this.#times;
+  }
+
+  after(delayMs: number, callback: () => void): Timer {
+    return systemClock.after(delayMs / this.#times, callback);
+  }
+}
 
 /** A program that listens, and runs a piece of JavaScript before; `server` is a net.Server, `connection` its event. */
 export const listener = (before = '', onConnection = 'c => c.on("error", () => {})'): string[] => [
@@ -26,12 +41,13 @@ export const listener = (before = '', onConnection = 'c => c.on("error", () => {
 class ProgramBench {
   readonly directory = mkdtempSync(join(tmpdir(), 'vmsg-prog-'));
   readonly lines: string[] = [];
-  readonly #clock: Clock;
+  readonly #clock = new HurriedClock();
   readonly #programs = new Programs();
   readonly #endpoints: SpawnedEndpoint[] = [];
 
-  constructor(speed = 1) {
-    this.#clock = hurried(speed);
+  /** Waits are so many times shorter from now on. */
+  hurry(times: number): void {
+    this.#clock.hurry(times);
   }
 
   /** @param command `{socket}` alone in an argument stands for the socket */
@@ -66,11 +82,8 @@ class ProgramBench {
 }
 
 /** Runs a test with programs; in the end none may be left. */
-export async function withPrograms(
-  run: (bench: ProgramBench, scope: Scope) => Promise<void>,
-  speed = 1,
-): Promise<void> {
-  const bench = new ProgramBench(speed);
+export async function withPrograms(run: (bench: ProgramBench, scope: Scope) => Promise<void>): Promise<void> {
+  const bench = new ProgramBench();
   const scope = new Scope();
   try {
     await run(bench, scope);

@@ -56,11 +56,12 @@ describe('a program that is started', () => {
       const endpoint = bench.endpoint(listener('process.on("SIGTERM", () => console.log("no"))'));
       const scope = new Scope();
       await endpoint.connect(scope);
+      bench.hurry(20);
       scope.close();
       await endpoint.surelyGone();
       assert.ok(bench.lines.includes('warn does not end by itself and is killed'), bench.lines.join('\n'));
       assert.ok(bench.lines.includes('info was ended by SIGKILL'), bench.lines.join('\n'));
-    }, 10));
+    }));
 
   test('that ends with its connection is started anew for the next one', () =>
     withPrograms(async (bench) => {
@@ -85,12 +86,14 @@ describe('a program that is started', () => {
       const first = new Scope();
       await stubborn.connect(first);
       const [earlier = 0] = bench.leaders;
+      bench.hurry(4);
       first.close();
+      bench.hurry(1);
       assert.ok(membersOf(earlier).length > 0);
       const next = bench.endpoint(listener());
       await next.connect(scope);
       assert.deepEqual(membersOf(earlier), []);
-    }, 4));
+    }));
 
   test('with restart never is started once', () =>
     withPrograms(async (bench, scope) => {
@@ -130,11 +133,12 @@ describe('a program that cannot serve', () => {
     withPrograms(async (bench) => {
       const endpoint = bench.endpoint(['sleep', '1000']);
       const scope = new Scope();
+      bench.hurry(20);
       await assert.rejects(endpoint.connect(scope), isCode('unavailable', /does not listen on its socket in time/));
       const [leader = 0] = bench.leaders;
       scope.close();
       await isGone(leader, 'it is ended');
-    }, 20));
+    }));
 
   test('because it is given up while it starts', () =>
     withPrograms(async (bench) => {
