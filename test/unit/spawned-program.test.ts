@@ -191,7 +191,7 @@ test('control characters of a program reach no terminal', () =>
 
 test('what the kernel tells of a process is understood, whatever its name is', () => {
   const rest = '5 7 8 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 4711 0';
-  const row = { pid: 9, group: 7, session: 8, startTime: '4711', isDead: false };
+  const row = { pid: 9, group: 7, session: 8, startTime: '4711', isDead: false, hasMemory: false };
   assert.deepEqual(parseStat(`9 (a) b (S) S ${rest}`), row);
   // The first thread has ended, two others run.
   assert.deepEqual(parseStat(`9 (a) Z ${rest}`), row);

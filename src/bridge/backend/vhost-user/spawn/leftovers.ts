@@ -45,7 +45,11 @@ function ours(start: string, { pid, startTime }: ProgramRecord): ProcessRow[] {
   if (leader !== undefined) return members;
   return members.filter((member) => {
     const directory = environmentOf(member.pid, directoryVariable);
-    if (directory === null && processRow(member.pid) !== undefined) {
+    const now = processRow(member.pid);
+    if (now === undefined || now.isDead) return false;
+    // One that is ending has no environment any more; to kill it changes nothing, and it is waited for.
+    if (!now.hasMemory) return true;
+    if (directory === null) {
       const what = `process ${member.pid} of session ${pid}`;
       throw new VmsgError(
         'unavailable',

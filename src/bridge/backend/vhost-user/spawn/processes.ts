@@ -10,6 +10,8 @@ export interface ProcessRow {
   readonly startTime: string;
   /** It has no memory and runs no code any more: only its parent's wait is missing. */
   readonly isDead: boolean;
+  /** False while it is ending: the kernel takes its memory apart. */
+  readonly hasMemory: boolean;
 }
 
 /** @param text of /proc/<pid>/stat. @returns undefined for what is none */
@@ -18,12 +20,20 @@ export function parseStat(text: string): ProcessRow | undefined {
   const end = text.lastIndexOf(')');
   const fields = text.slice(end + 2).split(' ');
   const [state, , group, session] = fields;
-  // Fields 20 and 22 of stat; the third one is the first here.
-  const [threads, startTime] = [fields[17], fields[19]];
+  // Fields 20, 22 and 23 of stat; the third one is the first here.
+  const [threads, startTime, memoryBytes] = [fields[17], fields[19], fields[20]];
   if (end < 0 || session === undefined || startTime === undefined) return undefined;
   // The first thread of a process may be a zombie while others run.
   const isDead = state === 'X' || (state === 'Z' && Number(threads) <= 1);
-  return { pid: Number.parseInt(text, 10), group: Number(group), session: Number(session), startTime, isDead };
+  const hasMemory = memoryBytes !== '0';
+  return {
+    pid: Number.parseInt(text, 10),
+    group: Number(group),
+    session: Number(session),
+    startTime,
+    isDead,
+    hasMemory,
+  };
 }
 
 /** @returns undefined when there is no such process */
