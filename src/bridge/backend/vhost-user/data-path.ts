@@ -17,11 +17,11 @@ export interface DirectWay {
  */
 export function reasonForCopies(
   { dataPath = 'auto' }: Extract<LaneBackendSpec, { type: 'vhost-user' | 'program' }>,
-  { surelyGone, shadowReason }: Endpoint,
+  { shadowReason }: Endpoint,
   { ruledOut }: DirectWay,
 ): string | undefined {
   if (dataPath === 'shadow') return 'the backend asks for copies';
   if (dataPath === 'direct' && ruledOut !== undefined) throw new VmsgError('backend-unusable', ruledOut);
   if (ruledOut !== undefined) return ruledOut;
-  return dataPath === 'auto' && surelyGone === undefined ? shadowReason : undefined;
+  return dataPath === 'auto' ? shadowReason : undefined;
 }

@@ -7,8 +7,8 @@ import { connectUnix } from '../../../libc/unix-socket.ts';
 export interface Endpoint {
   /** Who is at the other end, for people. */
   readonly name: string;
-  /** Why a back-end behind it gets copies. */
-  readonly shadowReason: string;
+  /** Why a back-end behind it gets copies unless the backend says otherwise; undefined where its end can be seen. */
+  readonly shadowReason: string | undefined;
   /**
    * A connection for one session, in a bounded time.
    * @param scope of the session: owns the connection, and is closed when it is wanted no more, which also ends a program

@@ -12,7 +12,7 @@ import type { Programs } from './programs.ts';
 /** A back-end that is started for each connection and ends with it. */
 export class SpawnedEndpoint implements Endpoint {
   readonly name: string;
-  readonly shadowReason = 'the program gets copies';
+  readonly shadowReason = undefined;
   readonly #spec: LaneProgramSpec;
   readonly #parts: ProgramParts;
   readonly #programs: Programs;
