@@ -12,6 +12,7 @@ import { type DeviceInfo, deviceInfo } from './device-info.ts';
 import { Emitter } from './emitter.ts';
 import { offeredFeatures, writeFeatures } from './feature-blocks.ts';
 import type { GuestMemory } from './memory.ts';
+import { hasProgram } from './notifier.ts';
 import type { QueueOptions, RingOptions, VirtQueue } from './queue.ts';
 import { openQueue } from './queue-setup.ts';
 
@@ -59,6 +60,7 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
   /** As the device last confirmed it. */
   #status = 0;
   #failure: VmsgError | undefined;
+  #hasProgram: Promise<boolean> | undefined;
 
   private constructor(bus: GuestBus, info: DeviceInfo, use: MemoryUse) {
     super();
@@ -202,7 +204,9 @@ export class VirtioDevice extends Emitter<DeviceEvents> {
     this.#mustWork();
     if (this.#queues.has(index)) throw new VmsgError('in-use', `queue ${index} is set up already`);
     const { bus, memory } = this;
-    const parts = { device: this.info.number, index, features: this.#features, bus, memory, options };
+    const { number: device } = this.info;
+    const askOnce = () => (this.#hasProgram ??= hasProgram(bus, device));
+    const parts = { device, index, features: this.#features, bus, memory, options, hasProgram: askOnce };
     const queue = await openQueue(
       parts,
       (error) => this.#end(error),

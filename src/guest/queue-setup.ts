@@ -9,7 +9,7 @@ import { setVqueueFlags, vqueueEnabled } from '../virtio-msg/transport-messages.
 import type { GuestBuffer } from './buffer.ts';
 import type { GuestBus } from './bus.ts';
 import type { GuestMemory } from './memory.ts';
-import { hasProgram, messageNotifier, type Notifier, signalNotifier } from './notifier.ts';
+import { messageNotifier, type Notifier, signalNotifier } from './notifier.ts';
 import { indirectEntries, type QueueOptions, VirtQueue } from './queue.ts';
 
 export interface QueueParts {
@@ -20,6 +20,8 @@ export interface QueueParts {
   readonly index: number;
   readonly features: FeatureSet;
   readonly options: QueueOptions;
+  /** Whether another program works on the queues of the device. */
+  readonly hasProgram: () => Promise<boolean>;
 }
 
 const defaultSize = 128;
@@ -128,11 +130,11 @@ async function configure({ bus, device, index }: QueueParts, rings: RingAddresse
 }
 
 async function makeNotifier(
-  { bus, device, index, options }: QueueParts,
+  { bus, device, index, options, hasProgram }: QueueParts,
   buffers: readonly GuestBuffer[],
 ): Promise<Notifier> {
   try {
-    const forProgram = options.notify !== 'messages' && (await hasProgram(bus, device));
+    const forProgram = options.notify !== 'messages' && (await hasProgram());
     if (!forProgram && !hasOwnSignal(options)) return messageNotifier(bus, device, index);
     return signalNotifier(bus, device, index, bus.makeQueueSignal(forProgram));
   } catch (error) {

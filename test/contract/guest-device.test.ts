@@ -23,6 +23,7 @@ test('a device is initialised in the order of the specification', () =>
         'SET_DEVICE_STATUS',
         'GET_DEVICE_STATUS',
         'GET_VQUEUE',
+        'QUEUE_NOTIFY',
         'SET_VQUEUE',
         'GET_VQUEUE',
         'SET_DEVICE_STATUS',
