@@ -3,6 +3,7 @@ import { after, afterEach, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Resource } from '../../src/bridge/commands.ts';
 import { connect, deviceInfo, type GuestBus, offeredFeatures, VirtioDevice, VmsgError } from '../../src/guest/index.ts';
+import { backendCommands } from '../support/backend-programs.ts';
 import { eventually, ServiceHome, type ServiceProcess } from '../support/service-process.ts';
 import { misuse } from './misuse.ts';
 
@@ -33,6 +34,8 @@ export interface Subject {
   readonly kill?: () => Promise<void>;
   /** The same driver goes on after the program was started anew. */
   readonly survivesKill: boolean;
+  /** The service starts a program for it. */
+  readonly isProgram?: boolean;
   open(bus: GuestBus, number: number): Promise<Job>;
   /** The suite is over: ends whatever still runs. */
   close(): Promise<void>;
@@ -55,7 +58,7 @@ class Bench {
       domains: { guest: {} },
       buses: { bus: { domain: 'guest', transport: 'loopback', role: 'driver' } },
     };
-    this.home = new ServiceHome({ ...objects, backends: {}, attachments: {} });
+    this.home = new ServiceHome({ ...objects, backends: {}, attachments: {} }, { programs: backendCommands() });
     this.subject = make(this.home.directory);
   }
 
@@ -212,7 +215,9 @@ function misuseTests(bench: Bench): void {
     const { pid } = bench.service;
     const bus = await bench.bus();
     for (let queue = 0; queue < bench.subject.device.queues; queue++) {
-      await misuse(() => bench.persist(() => VirtioDevice.open(bus, number)), queue);
+      const open = () => bench.persist(() => VirtioDevice.open(bus, number));
+      // A program that works on the guest's memory may have to be ended and started anew after each.
+      await misuse(open, queue, bench.subject.dataPath === 'direct' && bench.subject.isProgram ? 5 : 1);
       await bench.persist(() => bench.useOnce(bus));
     }
     assert.ok(bench.service.alive && bench.service.pid === pid);

@@ -115,7 +115,12 @@ const resendMs = 200;
 const resends = 100;
 
 /** Asks for the address of the gateway and exchanges datagrams with a program of the host behind it. */
-export async function netJob(bus: GuestBus, number: number, features: readonly number[]): Promise<Job> {
+export async function netJob(
+  bus: GuestBus,
+  number: number,
+  features: readonly number[],
+  framing: 'split' | 'in one' = 'split',
+): Promise<Job> {
   const host = createSocket('udp4');
   const heard: Uint8Array[] = [];
   host.on('message', (data, from) => {
@@ -130,7 +135,7 @@ export async function netJob(bus: GuestBus, number: number, features: readonly n
   host.bind(0, '127.0.0.1');
   await once(host, 'listening');
   const own = { mac: guestMac, ip: ipv4(passtNetwork.guest) };
-  const net = await NetGuest.open(bus, number, own, features).catch((error) => {
+  const net = await NetGuest.open(bus, number, own, features, framing).catch((error) => {
     host.close();
     throw error;
   });

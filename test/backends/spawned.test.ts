@@ -4,13 +4,11 @@ import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
 import { membersOf } from '../../src/bridge/backend/vhost-user/spawn/processes.ts';
 import { BlkDriver, connect, type GuestBus } from '../../src/guest/index.ts';
-import { type BackendName, backendProgram } from '../support/backend-programs.ts';
+import { backendCommands } from '../support/backend-programs.ts';
 import { leadersIn } from '../support/programs.ts';
 import { emptyQcow2 } from '../support/qcow2.ts';
 import { runVmsg } from '../support/run-command.ts';
 import { eventually, ServiceHome, type ServiceProcess } from '../support/service-process.ts';
-
-const names: readonly BackendName[] = ['qemu-storage-daemon', 'virtiofsd', 'passt', 'vhost-device-vsock'];
 
 const home = new ServiceHome(
   {
@@ -36,7 +34,7 @@ const home = new ServiceHome(
       vsock: { bus: 'bus', backend: 'vsock', deviceNumber: 4 },
     },
   },
-  { programs: Object.fromEntries(names.map((name) => [name, { command: backendProgram(name).command }])) },
+  { programs: backendCommands() },
 );
 const file = join(home.directory, 'disk,1.img');
 const attachments = ['disk', 'share', 'net', 'vsock'] as const;

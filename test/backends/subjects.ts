@@ -8,6 +8,7 @@ import {
   type BackendName,
   backendProgram,
   passtArguments,
+  passtNetwork,
   storageDaemonArguments,
   virtiofsdArguments,
   vsockArguments,
@@ -19,7 +20,6 @@ import { blkJob, fsJob, netJob, pattern, vsockJob } from './jobs.ts';
 
 const diskBytes = 8 * 1024 * 1024;
 const guestCid = 42n;
-const tag = 'shared files';
 
 /** A program that listens on a socket for the service. */
 class Program {
@@ -113,7 +113,7 @@ export function qcow2StorageDaemon(directory: string): Subject {
   });
 }
 
-export function sharedDirectory(directory: string): Subject {
+export function sharedDirectory(directory: string, tag = 'shared files'): Subject {
   const [shared, socket] = [join(directory, 'shared'), join(directory, 'fs.sock')];
   makeTree(shared);
   return started('virtiofsd', socket, virtiofsdArguments({ socket, directory: shared, tag }), {
@@ -166,3 +166,63 @@ export function sockets(directory: string): Subject {
     open: (bus, number) => vsockJob(bus, number, hostSocket),
   });
 }
+
+/** Programs that the service starts itself, and how the guest's data reaches them. */
+type SpawnedPath = 'direct' | 'shadow';
+
+/** A subject that needs nothing of us: the service starts its program. */
+function spawned(attachSpec: object, dataPath: SpawnedPath, like: Rest): Subject {
+  return {
+    ...like,
+    // auto is direct for these.
+    attachSpec: { ...attachSpec, ...(dataPath === 'direct' ? {} : { dataPath }) },
+    dataPath,
+    isProgram: true,
+    start: async () => {},
+    close: async () => {},
+  };
+}
+
+const only = ({ device, survivesKill, open }: Subject): Rest => ({ device, survivesKill, open });
+
+export const spawnedDisk =
+  (dataPath: SpawnedPath) =>
+  (directory: string): Subject =>
+    spawned(
+      { type: 'qemu-storage-daemon', path: join(directory, 'disk.img'), queues: 2 },
+      dataPath,
+      only(rawStorageDaemon(directory)),
+    );
+
+export const spawnedDirectory =
+  (dataPath: SpawnedPath) =>
+  (directory: string): Subject =>
+    spawned(
+      { type: 'virtiofsd', directory: join(directory, 'shared'), tag: 'shared', sandbox: 'none' },
+      dataPath,
+      only(sharedDirectory(directory, 'shared')),
+    );
+
+/** Frames that are sent have one buffer where nobody joins them: passt ends when one has two. */
+export const spawnedNetwork =
+  (dataPath: SpawnedPath) =>
+  (directory: string): Subject => {
+    const { guest: address, prefixLength, gateway } = passtNetwork;
+    const network = { address, prefixLength, gateway, dns: [], ipv4Only: true, hostLoopback: true };
+    const framing = dataPath === 'direct' ? 'in one' : 'split';
+    const { device } = userModeNetwork(directory, []);
+    return spawned({ type: 'passt', ...network }, dataPath, {
+      device: { ...device, config: (bytes) => assert.equal(bytes.length, 12) },
+      survivesKill: true,
+      open: (bus, number) => netJob(bus, number, [netFeature.MRG_RXBUF], framing),
+    });
+  };
+
+export const spawnedSockets =
+  (dataPath: SpawnedPath) =>
+  (directory: string): Subject =>
+    spawned(
+      { type: 'vhost-device-vsock', hostSocket: join(directory, 'host'), guestCid: Number(guestCid) },
+      dataPath,
+      only(sockets(directory)),
+    );

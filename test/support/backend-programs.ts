@@ -16,6 +16,12 @@ export function backendProgram(name: BackendName, text = process.env.VMSG_BACKEN
   return found;
 }
 
+/** `programs` of a config file: these in place of what is installed. */
+export function backendCommands(): Readonly<Record<string, { readonly command: readonly string[] }>> {
+  const names: readonly BackendName[] = ['qemu-storage-daemon', 'virtiofsd', 'passt', 'vhost-device-vsock'];
+  return Object.fromEntries(names.map((name) => [name, { command: backendProgram(name).command }]));
+}
+
 /** A disk image, raw unless it has another format, as vhost-user-blk; the program stays when a connection ends. */
 export function storageDaemonArguments(options: {
   readonly socket: string;

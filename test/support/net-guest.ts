@@ -53,6 +53,7 @@ export class NetGuest extends EventEmitter<Heard> {
   readonly own: NetAddresses;
   readonly #receive: VirtQueue;
   readonly #send: VirtQueue;
+  readonly #inOne: boolean;
   readonly #sendSlots: Slots<GuestBuffer>;
   /** Parts of a frame of which more is to come. */
   #parts: Uint8Array[] = [];
@@ -62,26 +63,42 @@ export class NetGuest extends EventEmitter<Heard> {
   /** What is wrong with what came. */
   problem: unknown;
 
-  private constructor(device: VirtioDevice, own: NetAddresses, receive: VirtQueue, send: VirtQueue) {
+  private constructor(
+    device: VirtioDevice,
+    own: NetAddresses,
+    receive: VirtQueue,
+    send: VirtQueue,
+    framing: 'split' | 'in one',
+  ) {
     super();
     this.device = device;
     this.own = own;
     this.#receive = receive;
     this.#send = send;
+    this.#inOne = framing === 'in one';
     this.#sendSlots = new Slots(Array.from({ length: sendBuffers }, () => device.alloc(sendBytes)));
     device.on('failed', (error) => this.#sendSlots.end(error));
     for (let i = 0; i < receiveBuffers; i++) void this.#receiveInto(device.alloc(receiveBytes));
   }
 
-  /** @param features bits that it uses when they are offered */
-  static async open(bus: GuestBus, number: number, own: NetAddresses, features: readonly number[]): Promise<NetGuest> {
+  /**
+   * @param features bits that it uses when they are offered
+   * @param framing how many buffers a frame that is sent has: several, or one
+   */
+  static async open(
+    bus: GuestBus,
+    number: number,
+    own: NetAddresses,
+    features: readonly number[],
+    framing: 'split' | 'in one' = 'split',
+  ): Promise<NetGuest> {
     const options = { type: deviceIdOf('net')!, features: FeatureSet.of(...features) };
     const device = await VirtioDevice.open(bus, number, options);
     try {
       const receive = await device.addQueue(0);
       const send = await device.addQueue(1);
       await device.start();
-      return new NetGuest(device, own, receive, send);
+      return new NetGuest(device, own, receive, send, framing);
     } catch (error) {
       await device.close();
       throw error;
@@ -142,6 +159,7 @@ export class NetGuest extends EventEmitter<Heard> {
   }
 
   async send(frame: Uint8Array): Promise<void> {
+    if (this.#inOne) return await this.#sendInOne(frame);
     const slot = await this.#sendSlots.take();
     try {
       encode(netHeader, plainHeader, slot.bytes);
@@ -156,6 +174,17 @@ export class NetGuest extends EventEmitter<Heard> {
         ),
         0,
       );
+    } finally {
+      this.#sendSlots.give(slot);
+    }
+  }
+
+  async #sendInOne(frame: Uint8Array): Promise<void> {
+    const slot = await this.#sendSlots.take();
+    try {
+      encode(netHeader, plainHeader, slot.bytes);
+      slot.bytes.set(frame, netHeader.size);
+      assert.equal(await this.#send.submit([slot.range(0, netHeader.size + frame.length)], []), 0);
     } finally {
       this.#sendSlots.give(slot);
     }
