@@ -265,6 +265,9 @@ export const limits = {
   programKillTimeoutMs: 5_000,
   /** Longest pause between two looks whether a program listens, or whether its processes are gone. */
   programLookMaxMs: 50,
+  /** Programs that are started for new guests of a device at once, and then one in each interval. */
+  programRenewalBurst: 8,
+  programRenewalIntervalMs: 2_000,
   /** Parts of a command line. */
   programArgumentsMax: 256,
   programArgumentMaxBytes: 4096,

@@ -57,7 +57,7 @@ export class DirectRig {
   }
 
   readonly #open: BackendFactory<'vhost-user'> = (spec, host, { directWay }) => {
-    const endpoint: Endpoint = { ...socketEndpoint(spec.socket), surelyGone: () => this.gone };
+    const endpoint: Endpoint = { ...socketEndpoint(spec.socket), shadowReason: undefined, surelyGone: () => this.gone };
     const { poller, clock } = this;
     const parts = { poller, clock, scheduler: systemScheduler, signals: this.#signals, dataPlane: noJoins() };
     return openVhostUser(spec, endpoint, host, directWay, parts);

@@ -228,9 +228,12 @@ export class BusRuntime implements BusTransportHandler {
     await this.#bounded((done) => entry.device.suspend(done), stuck);
     if (this.#attached.get(attachment) !== entry) return;
     this.#remove(entry);
-    await this.#bounded((done) => entry.device.disconnect(done), stuck);
-    await entry.close();
-    this.#forget(entry);
+    try {
+      await this.#bounded((done) => entry.device.disconnect(done), stuck);
+    } finally {
+      await entry.close();
+      this.#forget(entry);
+    }
   }
 
   #forget({ record }: Attached): void {

@@ -99,8 +99,13 @@ export class LaneCore {
 
   async #openBus(spec: LaneBusSpec): Promise<null> {
     if (this.#buses.has(spec.bus)) throw new VmsgError('in-use', `the lane has a bus ${spec.bus} already`);
-    const runtime = this.#o.makeBus(spec, this.#o.emit);
-    this.#buses.set(spec.bus, { spec, runtime, hold: undefined, noDirectWay: new Map() });
+    const noDirectWay = new Map<string, string>();
+    const runtime = this.#o.makeBus(spec, (event) => {
+      // Another guest may share its memory in another way.
+      if (event.type === 'bus-disconnected') noDirectWay.clear();
+      this.#o.emit(event);
+    });
+    this.#buses.set(spec.bus, { spec, runtime, hold: undefined, noDirectWay });
     return null;
   }
 

@@ -3,6 +3,7 @@ import { VmsgError } from '../../../../kit/errors.ts';
 import { limits } from '../../../../kit/limits.ts';
 import type { SharedSignal } from '../../../../libc/signal-batch.ts';
 import type { BackendDescription, BackendHost } from '../../../../ports/backend.ts';
+import { protocolFeature } from '../../../../vhost-user/features.ts';
 import { feature, isDeviceBit } from '../../../../virtio/features.ts';
 import type { DataPlane } from '../../../data-plane/data-plane.ts';
 import { bridgeVendorId } from '../../vendor.ts';
@@ -67,7 +68,11 @@ export async function openDirect(parts: DirectParts): Promise<RingBackend> {
       return queues;
     },
     writeConfig: async (offset, data) => {
-      const isWritten = await writeConfig(program, offset, data);
+      // Programs end over a write to anything else.
+      const isAllowed = (parts.shape.driverConfig ?? []).some(
+        (range) => range.offset <= offset && offset + data.length <= range.offset + range.length,
+      );
+      const isWritten = isAllowed && (await writeConfig(program, offset, data));
       if (isWritten) config.set(data, offset);
       return isWritten;
     },
@@ -109,6 +114,7 @@ function describe(program: Program, { shape }: DirectParts, config: Uint8Array):
 async function writeConfig(program: Program, offset: number, data: Uint8Array): Promise<boolean> {
   let isWritten = false;
   await program.do(async ({ device }) => {
+    if (!device.description.protocolFeatures.has(protocolFeature.CONFIG)) return;
     try {
       await device.writeConfig(offset, data);
       isWritten = true;

@@ -1,5 +1,6 @@
 import { VmsgError } from '../../../../kit/errors.ts';
 import { limits } from '../../../../kit/limits.ts';
+import { Pace } from '../../../../kit/pace.ts';
 import { Scope } from '../../../../kit/scope.ts';
 import { type Connection, type ConnectionEvents, type ConnectionParts, openConnection } from '../connection.ts';
 import { type ServedDescription, unlike } from '../describe.ts';
@@ -26,9 +27,11 @@ export class Program {
   #chain: Promise<void> = Promise.resolve();
   #end: Promise<void> | undefined;
   #closed = false;
+  readonly #pace: Pace;
 
   private constructor(parts: ConnectionParts, events: ProgramEvents, connection: Connection) {
     this.#parts = parts;
+    this.#pace = new Pace(parts.clock, limits.programRenewalBurst, limits.programRenewalIntervalMs);
     this.events = events;
     this.description = connection.description;
     this.#connection = Promise.resolve(connection);
@@ -64,8 +67,7 @@ export class Program {
       try {
         await this.#inTime(() => work(connection));
       } catch (error) {
-        if (!(error instanceof VmsgError)) throw error;
-        await this.fail(error.message);
+        await this.fail(reasonOf(error));
       }
     });
     return this.#chain;
@@ -97,6 +99,7 @@ export class Program {
   async #openAgain(): Promise<Connection | undefined> {
     this.#scope = new Scope();
     try {
+      await this.#pause();
       const told = relay(
         () => this,
         () => {},
@@ -106,9 +109,18 @@ export class Program {
       if (problem !== undefined) throw new VmsgError('backend-unusable', problem);
       return connection;
     } catch (error) {
-      if (!(error instanceof VmsgError)) throw error;
-      await this.fail(error.message);
+      await this.fail(reasonOf(error));
       return undefined;
+    }
+  }
+
+  /** A guest that comes and goes cannot have programs started as fast as it likes. */
+  async #pause(): Promise<void> {
+    for (let waitMs = this.#pace.take(); waitMs > 0; waitMs = this.#pace.take()) {
+      await new Promise<void>((resolve) => {
+        this.#parts.clock.after(waitMs, resolve);
+      });
+      if (this.#end !== undefined) throw new VmsgError('unavailable', 'the program was given up');
     }
   }
 
@@ -131,10 +143,15 @@ export class Program {
   }
 
   async close(): Promise<void> {
-    await this.retire();
+    // One that cannot be killed keeps neither its device nor the service from ending: the endpoint waits for a time.
+    void this.retire();
     await this.#parts.endpoint.close();
   }
 }
+
+/** Whatever goes wrong about one program, also by a mistake of ours, ends that program and nothing else. */
+const reasonOf = (error: unknown): string =>
+  error instanceof VmsgError ? error.message : `an error of the service: ${(error as Error).stack ?? String(error)}`;
 
 const relay = (to: () => Program | undefined, early: (reason: string) => void): ConnectionEvents => ({
   used: (queue) => to()?.events.used(queue),

@@ -6,14 +6,14 @@ import { VmsgError } from '../../../../kit/errors.ts';
 import { limits } from '../../../../kit/limits.ts';
 import type { Closable } from '../../../../kit/scope.ts';
 import type { QueueDescriptors, QueueWay } from '../../../../ports/bus.ts';
-import type { VhostDevice } from '../../../../vhost-user/device.ts';
+import type { QueueStart, VhostDevice } from '../../../../vhost-user/device.ts';
 import { FeatureSet, feature } from '../../../../virtio/features.ts';
 import { isGrantAddress } from '../../../../virtio-msg/xen-bus.ts';
 import type { DataPlane } from '../../../data-plane/data-plane.ts';
 import type { Connection } from '../connection.ts';
 import type { Program } from './program.ts';
 import { DirectQueue, type WakingParts } from './queue.ts';
-import { GuestRegions, giveAll, giveOne, takeBack } from './regions.ts';
+import { GuestRegions, giveAll, giveOne, type PassedRegion, takeBack } from './regions.ts';
 import { QueueWays } from './ways.ts';
 
 /** Features between the driver and the bridge only. */
@@ -128,11 +128,29 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
       return;
     }
     void this.#program
-      .do(({ device }) => takeBack(device, taken, this.#regions.all))
+      .do((connection) => this.#takeBack(connection, taken))
       .then(() => {
         taken.handle.close();
         done(0);
       });
+  }
+
+  /** Nothing is under way in memory that goes: a program may unmap what it reads or writes just then. */
+  async #takeBack(connection: Connection, region: PassedRegion): Promise<void> {
+    const { device } = connection;
+    const running = [...this.#queues.values()].filter(({ started }) => started);
+    const starts: QueueStart[] = [];
+    for (const queue of running) starts.push(queue.startAt(await this.#halt(connection, queue)));
+    await takeBack(device, region, this.#regions.all);
+    if (starts.length === 0) return;
+    await device.startQueues(starts);
+    for (const queue of running) this.#renotify(queue);
+  }
+
+  /** Either side may have missed a notification while the queue stood. */
+  #renotify(queue: DirectQueue): void {
+    queue.kick();
+    this.#link?.used(queue.index);
   }
 
   activate(features: FeatureSet): void {
@@ -243,7 +261,8 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
 
   drainAll(done: () => void): void {
     this.#ending = true;
-    this.stopAll(done);
+    // Before the driver hears that its device has gone, and uses the memory again.
+    this.stopAll(() => void this.#program.retire().then(done));
   }
 
   deactivate(): void {
@@ -269,8 +288,7 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     if (!queue.started || this.#queues.get(queue.index) !== queue) return;
     const base = await this.#halt(connection, queue);
     await connection.device.startQueues([queue.startAt(base)]);
-    queue.kick();
-    this.#link?.used(queue.index);
+    this.#renotify(queue);
   }
 
   /** A program that completes nothing for a while is asked something: no answer ends it. */

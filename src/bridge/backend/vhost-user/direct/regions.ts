@@ -82,9 +82,9 @@ export async function takeBack(
   region: PassedRegion,
   rest: readonly PassedRegion[],
 ): Promise<void> {
-  // A new program may have been started meanwhile.
-  if (!device.regions.some(({ guestAddress }) => guestAddress === region.guestAddress)) return;
   const { guestAddress, userAddress, size } = region;
+  // A new program may have been started meanwhile.
+  if (!device.regions.some((each) => each.guestAddress === guestAddress && each.size === size)) return;
   if (takesSingle(device)) await device.removeRegion({ guestAddress, userAddress, size, mmapOffset: 0n });
   else if (rest.length > 0) await giveAll(device, rest);
   // Programs do not take a table without regions.

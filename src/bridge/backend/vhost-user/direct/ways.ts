@@ -28,6 +28,8 @@ export class QueueWays {
   readonly #ways = new Map<number, Way>();
   /** How often a queue was given a way, so that one that comes late is known. */
   readonly #asked = new Map<number, number>();
+  /** Queues whose way before is still in use. */
+  readonly #changing = new Set<number>();
 
   constructor(plane: DataPlane, events: QueueWaysEvents) {
     this.#plane = plane;
@@ -40,6 +42,10 @@ export class QueueWays {
 
   /** @param way is owned from now on; undefined ends the one before. @returns 0 or an errno for the guest */
   use(index: number, way: QueueWay | undefined): number | Promise<number> {
+    if (way !== undefined && this.#changing.has(index)) {
+      giveUp(way);
+      return errno.EBUSY;
+    }
     const turn = (this.#asked.get(index) ?? 0) + 1;
     this.#asked.set(index, turn);
     if (way !== undefined && 'kickPort' in way) return this.#join(index, way, () => this.#asked.get(index) === turn);
@@ -53,12 +59,17 @@ export class QueueWays {
     if (way === undefined) this.#ways.delete(index);
     else this.#ways.set(index, way);
     if (before === undefined && way === undefined) return Promise.resolve();
+    this.#changing.add(index);
     this.#events.changed(index, way?.descriptors);
     return new Promise((resolve) => {
+      const replaced = (): void => {
+        this.#changing.delete(index);
+        resolve();
+      };
       // A queue may just be started or stopped with it.
       this.#events.afterAll(() => {
-        if (before === undefined) resolve();
-        else void before.close().then(resolve);
+        if (before === undefined) replaced();
+        else void before.close().then(replaced);
       });
     });
   }
@@ -113,6 +124,14 @@ export class QueueWays {
 function fail(scope: Scope, name: string): number {
   scope.close();
   return errno[wireErrno(name)];
+}
+
+function giveUp(way: QueueWay): void {
+  if ('kick' in way) closeBoth(way);
+  else {
+    way.kickPort.close();
+    way.callPort.close();
+  }
 }
 
 function closeBoth({ kick, call }: QueueDescriptors): void {

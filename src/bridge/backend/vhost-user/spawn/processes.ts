@@ -36,16 +36,22 @@ export function parseStat(text: string): ProcessRow | undefined {
   };
 }
 
-/** @returns undefined when there is no such process */
+/** @returns undefined when there is no such process. @throws Error when the kernel does not tell, as for lack of descriptors */
 export function processRow(pid: number): ProcessRow | undefined {
   try {
     return parseStat(readFileSync(`/proc/${pid}/stat`, 'latin1'));
-  } catch {
-    return undefined;
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT' || code === 'ESRCH') return undefined;
+    throw error;
   }
 }
 
-/** The processes of a session or process group that can still run. @param leader its pid, which may be gone */
+/**
+ * The processes of a session or process group that can still run.
+ * @param leader its pid, which may be gone
+ * @throws Error when the kernel does not tell
+ */
 export function membersOf(leader: number): ProcessRow[] {
   const members: ProcessRow[] = [];
   for (const name of readdirSync('/proc')) {

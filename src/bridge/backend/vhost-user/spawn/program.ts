@@ -8,7 +8,7 @@ import type { LaneProgramSpec } from '../../../lane/protocol.ts';
 import { commandLine, minimalEnvironment } from './command.ts';
 import { isListening } from './listening.ts';
 import { ProgramOutput } from './output.ts';
-import { killNow, membersOf, processRow } from './processes.ts';
+import { killNow, membersOf, type ProcessRow, processRow } from './processes.ts';
 import { directoryVariable, writeRecord } from './record.ts';
 
 export type ProgramLog = (level: 'info' | 'warn', text: string) => void;
@@ -51,7 +51,7 @@ export class Program {
     });
     const [file, ...args] = commandLine(spec, this.socket, parts.searchPath);
     this.#output = new ProgramOutput(parts.clock, (line) => parts.log('info', line));
-    this.#child = spawn(file, args, {
+    this.#child = spawned(file, args, {
       cwd: '/',
       env: minimalEnvironment({ [directoryVariable]: directory }),
       // A session of its own, so that its children are found. Descriptor 3 tells its guard that the service is there.
@@ -130,9 +130,9 @@ export class Program {
   /** Looks until no process of the session is there any more. */
   #awaitRest(sinceMs: number, pauseMs: number): void {
     const { clock, log } = this.#parts;
-    const { pid } = this.#child;
-    const [member] = pid === undefined ? [] : membersOf(pid);
-    if (member === undefined) {
+    const members = this.#members();
+    const [member] = members ?? [];
+    if (members !== undefined && member === undefined) {
       this.#child.stdio[3]?.destroy();
       rmSync(this.#directory, { recursive: true, force: true });
       this.#finish();
@@ -140,7 +140,12 @@ export class Program {
     }
     this.#kill();
     const isLate = clock.nowMs() - sinceMs > limits.programKillTimeoutMs;
-    if (isLate && pauseMs <= limits.programLookMaxMs) log('warn', `process ${member.pid} of it was killed and stays`);
+    if (isLate && pauseMs <= limits.programLookMaxMs) {
+      log(
+        'warn',
+        member === undefined ? 'nobody tells whether it has gone' : `process ${member.pid} of it was killed and stays`,
+      );
+    }
     const next = isLate ? limits.programKillTimeoutMs : Math.min(2 * pauseMs, limits.programLookMaxMs);
     clock.after(pauseMs, () => this.#awaitRest(sinceMs, next));
   }
@@ -151,7 +156,17 @@ export class Program {
     if (pid === undefined) return;
     // While a member is there, the number of the group is nobody else's.
     this.#signal(-pid, 'SIGKILL');
-    for (const member of membersOf(pid)) this.#signal(member.pid, 'SIGKILL');
+    for (const member of this.#members() ?? []) this.#signal(member.pid, 'SIGKILL');
+  }
+
+  /** Undefined when the kernel does not tell: nothing is known then. */
+  #members(): ProcessRow[] | undefined {
+    const { pid } = this.#child;
+    try {
+      return pid === undefined ? [] : membersOf(pid);
+    } catch {
+      return undefined;
+    }
   }
 
   #signal(pid: number, signal: 'SIGTERM' | 'SIGKILL'): void {
@@ -172,13 +187,22 @@ export class Program {
       if (this.#ending) throw new VmsgError('unavailable', `${program} was given up`);
       if (this.#exit !== undefined)
         throw new VmsgError('backend-unusable', this.#lastWords(`${this.#exit} at its start`));
-      if (isListening(this.socket)) return;
+      if (this.#isListening()) return;
       if (clock.nowMs() > endMs) {
         throw new VmsgError('unavailable', this.#lastWords('does not listen on its socket in time'));
       }
       await new Promise<void>((resolve) => {
         clock.after(pauseMs, resolve);
       });
+    }
+  }
+
+  /** @throws VmsgError system-call */
+  #isListening(): boolean {
+    try {
+      return isListening(this.socket);
+    } catch (error) {
+      throw new VmsgError('system-call', `/proc/net/unix: ${(error as Error).message}`, { cause: error });
     }
   }
 
@@ -199,6 +223,15 @@ export class Program {
       this.#kill();
     });
     void this.gone.then(() => late.cancel());
+  }
+}
+
+/** @throws VmsgError system-call: there is no room for another process or its pipes */
+function spawned(...call: Parameters<typeof spawn>): ChildProcess {
+  try {
+    return spawn(...call);
+  } catch (error) {
+    throw new VmsgError('system-call', `${call[0]}: ${(error as Error).message}`, { cause: error });
   }
 }
 
