@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { BlkDriver, type BlkOptions, type GuestBus, VirtioDevice } from '../../src/guest/index.ts';
+import { errno } from '../../src/kit/errno.ts';
 import { census } from '../../src/libc/census.ts';
 import { protocolFeature } from '../../src/vhost-user/features.ts';
 import { blkRequestType } from '../../src/virtio/blk.ts';
@@ -199,6 +200,27 @@ describe('a vhost-user back-end on the memory of the guest', () => {
       assert.deepEqual(told.slice(0, told.indexOf('GET_FEATURES')), ['GET_VRING_BASE', 'RESET_DEVICE']);
       await isDirect(rig);
       assert.deepEqual([rig.losses, rig.peer.accepted], [[], 2]);
+    }));
+
+  test('has no memory any more that the guest took from under its queues', () =>
+    withDirect(async (rig) => {
+      const bus = await rig.guest({ memoryBytes: 256 * 1024 });
+      const blk = await openDisk(bus);
+      await use(blk, 1);
+      const [region] = bus.memory.regions;
+      const failed = new Promise((resolve) => blk.on('failed', resolve));
+      const removed = await bus.busRequest('REGION_DEL', { peer: 0, area: region!.area, reserved: 0 });
+      assert.equal(removed.errno, errno.EBUSY);
+      await failed;
+      assert.match((await rig.device())?.reason ?? '', /removed area 1 while the device used it/);
+      await until(() => count(rig, 'REM_MEM_REG') === 1, 'it has lost the memory');
+      await blk.close();
+      await bus.memory.addRegion(256 * 1024);
+      const again = await VirtioDevice.open(bus, deviceNumber);
+      await again.start();
+      await until(() => count(rig, 'ADD_MEM_REG') === 2, 'it has the other region only');
+      await again.close();
+      await isDirect(rig);
     }));
 
   test('does not get the memory of a guest that shares none, and has no queue', () =>

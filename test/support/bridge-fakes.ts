@@ -172,6 +172,8 @@ export class FakeResources implements GuestResources {
   readonly calls = new Map<number, FakeCall>();
   readonly opened: FakeMemory[] = [];
   readonly discarded: number[] = [];
+  /** Only where a test gives it: a guest with descriptors. */
+  takeEventfd?: NonNullable<GuestResources['takeEventfd']>;
 
   openRegion(reference: number, _offset: bigint, length: bigint): GuestMemory | ErrnoName {
     const memory = this.memories.get(reference);

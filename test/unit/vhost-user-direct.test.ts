@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
@@ -13,7 +13,7 @@ import { LoopbackResources } from '../../src/device/loopback-resources.ts';
 import { type Clock, systemClock } from '../../src/kit/clock.ts';
 import { VmsgError } from '../../src/kit/errors.ts';
 import { createEventfd, drainEventfd } from '../../src/libc/eventfd.ts';
-import { fdLink } from '../../src/libc/fd.ts';
+import { fdLink, setStatusFlags } from '../../src/libc/fd.ts';
 import { Mapping } from '../../src/libc/mapping.ts';
 import { createMemfd } from '../../src/libc/memfd.ts';
 import { LoopPoller } from '../../src/libc/poll.ts';
@@ -138,6 +138,12 @@ describe('a queue that another program works on', () => {
     queue.kick();
     assert.equal(drainEventfd(kick.number), true);
     assert.equal(drainEventfd(own.kick), false);
+    // A guest that wants the service to wait for it.
+    writeSync(kick.number, Buffer.from('feffffffffffffff', 'hex'));
+    setStatusFlags(kick.number, 0);
+    queue.kick();
+    queue.kick();
+    assert.equal(drainEventfd(kick.number), true);
     queue.descriptors = undefined;
     assert.deepEqual(queue.startAt(0), own);
     queue.descriptors = { kick, call };
