@@ -114,13 +114,8 @@ const mergedSizes = [9000];
 const resendMs = 200;
 const resends = 100;
 
-/** Asks for the address of the gateway and exchanges datagrams with a program of the host behind it. */
-export async function netJob(
-  bus: GuestBus,
-  number: number,
-  features: readonly number[],
-  framing: 'split' | 'in one' = 'split',
-): Promise<Job> {
+/** A program of the host that answers datagrams. */
+async function echoingHost() {
   const host = createSocket('udp4');
   const heard: Uint8Array[] = [];
   host.on('message', (data, from) => {
@@ -134,6 +129,17 @@ export async function netJob(
   });
   host.bind(0, '127.0.0.1');
   await once(host, 'listening');
+  return { host, heard };
+}
+
+/** Asks for the address of the gateway and exchanges datagrams with a program of the host behind it. */
+export async function netJob(
+  bus: GuestBus,
+  number: number,
+  features: readonly number[],
+  framing: 'split' | 'in one' = 'split',
+): Promise<Job> {
+  const { host, heard } = await echoingHost();
   const own = { mac: guestMac, ip: ipv4(passtNetwork.guest) };
   const net = await NetGuest.open(bus, number, own, features, framing).catch((error) => {
     host.close();

@@ -1,52 +1,21 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { BlkDriver, type BlkOptions, type GuestBus, VirtioDevice } from '../../src/guest/index.ts';
+import { VirtioDevice } from '../../src/guest/index.ts';
 import { errno } from '../../src/kit/errno.ts';
-import { census } from '../../src/libc/census.ts';
-import { protocolFeature } from '../../src/vhost-user/features.ts';
 import { blkRequestType } from '../../src/virtio/blk.ts';
-import { FeatureSet } from '../../src/virtio/features.ts';
 import { blkHead } from '../support/bridge-disk.ts';
-import { type DirectRig, deviceNumber, impatient, withDirect } from '../support/direct-rig.ts';
+import {
+  blockBytes,
+  blocks,
+  count,
+  isDirect,
+  leaveRequests,
+  openDisk,
+  use,
+  wholeTables,
+} from '../support/direct-disk.ts';
+import { deviceNumber, withDirect } from '../support/direct-rig.ts';
 import { isCode, until } from '../support/guest-fixture.ts';
-
-const blockBytes = 4096;
-const blocks = 30;
-const wholeTables = (rig: DirectRig): void => {
-  rig.habits.without = FeatureSet.of(protocolFeature.CONFIGURE_MEM_SLOTS);
-};
-const hasty = (rig: DirectRig): void => {
-  rig.clock = impatient;
-};
-
-const content = (seed: number): Uint8Array =>
-  Uint8Array.from({ length: blockBytes }, (_, i) => (i * 7 + seed * 31) & 0xff);
-const openDisk = (bus: GuestBus, options: BlkOptions = {}): Promise<BlkDriver> =>
-  BlkDriver.open(bus, deviceNumber, { depth: 8, transferBytes: blockBytes, ...options });
-
-/** Writes and reads every block. */
-async function use(blk: BlkDriver, seed: number): Promise<void> {
-  const sectorOf = (block: number) => (block * blockBytes) / 512;
-  const all = Array.from({ length: blocks }, (_, block) => block);
-  await Promise.all(all.map((block) => blk.write(sectorOf(block), content(seed + block))));
-  const read = await Promise.all(all.map((block) => blk.read(sectorOf(block), blockBytes)));
-  assert.deepEqual(
-    read,
-    all.map((block) => content(seed + block)),
-  );
-}
-
-/** Requests that have no answer yet, and whose end nobody waits for. */
-function leaveRequests(blk: BlkDriver, count = 4): Promise<PromiseSettledResult<void>[]> {
-  return Promise.allSettled(Array.from({ length: count }, (_, i) => blk.write(i * 8, content(i))));
-}
-
-async function isDirect(rig: DirectRig): Promise<void> {
-  const device = await rig.device();
-  assert.deepEqual([device?.dataPath, device?.dataPathReason, device?.reason], ['direct', null, null]);
-}
-
-const count = (rig: DirectRig, name: string): number => rig.habits.log.filter((each) => each === name).length;
 
 describe('a vhost-user back-end on the memory of the guest', () => {
   test('gets data and gives it, and its device says how', () =>
@@ -304,131 +273,5 @@ describe('a vhost-user back-end that does not take the memory of the guest', () 
       await rig.attach();
       await use(await openDisk(bus), 2);
       await isDirect(rig);
-    }));
-});
-
-describe('the end of a vhost-user back-end that has the memory of a guest', () => {
-  test('takes the device along, which comes back with the next one', () =>
-    withDirect(async (rig) => {
-      const bus = await rig.guest();
-      for (let round = 0; round < 5; round++) {
-        const blk = await openDisk(bus);
-        await use(blk, round);
-        rig.disk.lazy = round % 2 === 1;
-        const left = leaveRequests(blk);
-        const removed = new Promise((resolve) => bus.on('removed', resolve));
-        rig.peer.hangUp();
-        assert.match(await rig.lost(), /the back-end at .*: the other side has closed the connection/);
-        assert.deepEqual(await removed, { device: deviceNumber });
-        await left;
-        rig.disk.lazy = false;
-        const added = new Promise((resolve) => bus.on('added', resolve));
-        await rig.attach();
-        assert.deepEqual(await added, { device: deviceNumber });
-        await isDirect(rig);
-      }
-    }));
-
-  test('is waited for before the device leaves, and before the guest has its memory back', () =>
-    withDirect(async (rig) => {
-      const bus = await rig.guest();
-      const area = await bus.memory.addRegion(blockBytes);
-      const blk = await openDisk(bus);
-      await use(blk, 1);
-      let isGone = (): void => {};
-      rig.gone = new Promise((resolve) => {
-        isGone = resolve;
-      });
-      rig.peer.hangUp();
-      let isRemoved = false;
-      const removed = bus.memory.removeRegion(area).then(() => {
-        isRemoved = true;
-      });
-      await until(() => rig.disk.running.length === 0, 'it has hung up');
-      await bus.ping();
-      await new Promise((resolve) => setTimeout(resolve, 50));
-      assert.deepEqual([isRemoved, (await rig.device())?.dataPath, rig.losses], [false, 'direct', []]);
-      isGone();
-      await rig.lost();
-      await removed;
-      rig.gone = Promise.resolve();
-      await rig.attach();
-      await use(await openDisk(bus), 2);
-    }));
-
-  for (const [what, habit] of [
-    ['does not answer when a queue stops', (rig: DirectRig) => rig.habits.ignore.add('GET_VRING_BASE')],
-    ['answers nonsense', (rig: DirectRig) => rig.habits.babble.add('GET_VRING_BASE')],
-    [
-      'takes more than it completes',
-      (rig: DirectRig) => {
-        rig.disk.surplus = 3;
-      },
-    ],
-  ] as const) {
-    test(`comes when it ${what}, to a driver that resets its device`, () =>
-      withDirect(async (rig) => {
-        const bus = await rig.guest();
-        const blk = await openDisk(bus);
-        await use(blk, 1);
-        habit(rig);
-        const closing = blk.close();
-        assert.match(await rig.lost(), /does not|not answered|protocol|sent/);
-        await closing;
-        rig.habits.ignore.clear();
-        rig.habits.babble.clear();
-        rig.disk.surplus = 0;
-        await rig.attach();
-        await use(await openDisk(bus), 2);
-        await isDirect(rig);
-      }, hasty));
-  }
-
-  test('comes when it completes nothing and does not answer', () =>
-    withDirect(async (rig) => {
-      rig.disk.lazy = true;
-      const blk = await openDisk(await rig.guest());
-      const left = leaveRequests(blk);
-      await until(() => rig.disk.starts > 0, 'it has started');
-      rig.habits.ignore.add('GET_FEATURES');
-      assert.match(await rig.lost(), /does not do what it shall/);
-      await left;
-    }, hasty));
-
-  test('that is asked for by a detach during I/O comes after what it has taken', () =>
-    withDirect(async (rig) => {
-      const bus = await rig.guest();
-      for (let round = 0; round < 4; round++) {
-        const blk = await openDisk(bus);
-        const left = leaveRequests(blk, 16);
-        await rig.detach();
-        const ended = await left;
-        assert.ok(ended.every(({ status }) => status === 'fulfilled' || status === 'rejected'));
-        assert.equal(rig.disk.running.length, 0);
-        await until(() => rig.disk.ends.length === round + 1, 'the connection has ended');
-        await rig.attach();
-      }
-      await use(await openDisk(bus), 9);
-    }));
-
-  test('leaves nothing in the service, however often it comes', () =>
-    withDirect(async (rig) => {
-      const bus = await rig.guest();
-      await use(await openDisk(bus), 0);
-      await rig.detach();
-      await until(() => rig.disk.ends.length === 1, 'the connection has ended');
-      const before = JSON.stringify(census());
-      for (let round = 1; round <= 30; round++) {
-        await rig.attach();
-        const blk = await openDisk(bus, { notify: (['auto', 'messages', 'own'] as const)[round % 3]! });
-        const left = leaveRequests(blk);
-        if (round % 2 === 0) {
-          await left;
-          await blk.close();
-        }
-        await rig.detach();
-        await left;
-      }
-      await until(() => JSON.stringify(census()) === before, `nothing is kept: ${before} ${JSON.stringify(census())}`);
     }));
 });
