@@ -121,8 +121,9 @@ export class AreaTable {
   /**
    * Stops new translations at once; `done` is called when the last lease has ended, or with EBUSY after a bounded
    * wait. Then every remaining user is told, and the memory goes with its last lease.
+   * @param revoked called after that
    */
-  remove(area: number, done: (error: RegionError | undefined) => void): void {
+  remove(area: number, done: (error: RegionError | undefined) => void, revoked: () => void = () => {}): void {
     const region = this.#regions.get(area);
     if (region === undefined) {
       done('ENOENT');
@@ -138,8 +139,9 @@ export class AreaTable {
     };
     if (region.pins.size > 0) {
       timer = this.#clock.after(limits.regionRemovalTimeoutMs, () => {
-        for (const user of [...region.pins.keys()]) user.onRevoked(area);
         answer('EBUSY');
+        for (const user of [...region.pins.keys()]) user.onRevoked(area);
+        revoked();
       });
     }
     this.#retire(region, () => answer(undefined));

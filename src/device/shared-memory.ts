@@ -7,7 +7,7 @@ import { asDomid, asGrantRef } from '../ports/hypervisor.ts';
 import { type AddressSpace, TranslateFault } from '../ports/memory.ts';
 import { type BusRequest, regionReadOnly } from '../virtio-msg/bus-messages.ts';
 import { isGrantAddress } from '../virtio-msg/xen-bus.ts';
-import { AreaTable, type AreaUser } from './area-table.ts';
+import { AreaTable, type AreaUser, type RegionError } from './area-table.ts';
 
 type RegionAdd = Extract<BusRequest, { name: 'REGION_ADD' }>['body'];
 type RegionDel = Extract<BusRequest, { name: 'REGION_DEL' }>['body'];
@@ -163,14 +163,13 @@ export class SharedMemory {
       tell();
       return;
     }
-    areas.remove(body.area, (error) => {
-      if (error === undefined && known !== undefined) {
-        tell();
-        return;
-      }
-      done(error === undefined ? 0 : errno[error]);
-      // Who uses it still has failed by now; nobody keeps it for the next driver.
-      if (error === 'EBUSY' && known !== undefined) this.#tellAll(regionRemoved, () => {});
+    const removed = (error: RegionError | undefined): void => {
+      if (error !== undefined || known === undefined) done(error === undefined ? 0 : errno[error]);
+      else tell();
+    };
+    // Who used it has failed by then; nobody keeps it for the next driver.
+    areas.remove(body.area, removed, () => {
+      if (known !== undefined) this.#tellAll(regionRemoved, () => {});
     });
   }
 
