@@ -7,12 +7,12 @@ const testDirectory = 'dist/test/backends/';
 export const isBackendTest = (file) => file.startsWith(testDirectory);
 
 /**
- * Makes backends ready, all or those that are named, and says which they are.
+ * Makes all backends ready and says which they are.
  * @returns {Promise<Record<string, string>>} environment variables that tell a test how to start them
  * @throws {import('../../deploy/qemu/errors.mjs').XenUnavailable} when something outside the tree is missing
  */
-export async function backendEnvironment(names = Object.keys(backendTable)) {
+export async function backendEnvironment() {
   process.stderr.write('vhost-user backends:\n');
   const log = (sentence) => process.stderr.write(`${sentence}\n`);
-  return { VMSG_BACKEND_PROGRAMS: JSON.stringify(await backendPrograms(names, log)) };
+  return { VMSG_BACKEND_PROGRAMS: JSON.stringify(await backendPrograms(Object.keys(backendTable), log)) };
 }

@@ -1,30 +1,19 @@
-import { createInterface } from 'node:readline';
 import { ApiClient } from '../../src/app/cli/api-client.ts';
-import { BlkDriver, connect, type GuestBuffer, type GuestBus } from '../../src/guest/index.ts';
+import { BlkDriver, connect, type GuestBus } from '../../src/guest/index.ts';
+import { serveCommands, workText } from './commands.ts';
+import { DiskLoad, diskMemoryBytes, type Work } from './disk-load.ts';
 
 /**
- * The guest of the bench: BUS-SOCKET API-SOCKET BUS. Commands: `run ping MS`, `run attach MS` and
- * `run blk DEVICE read|write BYTES DEPTH MS`; each answer is `COUNT SECONDS`.
+ * The guest of the bench: BUS-SOCKET API-SOCKET BUS. `run ping MS` and `run blk DEVICE messages|own read|write BYTES
+ * DEPTH MS` are answered with `COUNT SECONDS`, `attach BACKEND COUNT` with the milliseconds of each.
  */
 const [busPath = '', apiPath = '', busId = ''] = process.argv.slice(2);
-const depthMax = 32;
-const transferMax = 128 * 1024;
-const memoryBytes = 64 * 1024 * 1024;
-const sectorBytes = 512;
+const disksMax = 4;
+const attachDepth = 4;
 
-interface Disk {
-  readonly driver: BlkDriver;
-  readonly buffers: readonly GuestBuffer[];
-}
-
-interface Work {
-  readonly count: number;
-  readonly ms: number;
-}
-
-const bus: GuestBus = await connect({ path: busPath, memoryBytes });
+const bus: GuestBus = await connect({ path: busPath, memoryBytes: disksMax * diskMemoryBytes });
 const api = new ApiClient(apiPath);
-const disks = new Map<number, Disk>();
+const disks = new Map<string, Promise<DiskLoad>>();
 
 async function ping(ms: number): Promise<Work> {
   const start = performance.now();
@@ -33,79 +22,40 @@ async function ping(ms: number): Promise<Work> {
   return { count, ms: performance.now() - start };
 }
 
-async function openDisk(device: number): Promise<Disk> {
-  const open = disks.get(device);
-  if (open !== undefined) return open;
-  const driver = await BlkDriver.open(bus, device, { depth: depthMax, transferBytes: transferMax });
-  const buffers = Array.from({ length: depthMax }, () => bus.memory.alloc(transferMax, 4096));
-  const disk = { driver, buffers };
+function diskOf(device: string, notify: string): Promise<DiskLoad> {
+  const disk = disks.get(device) ?? DiskLoad.open(bus, Number(device), notify === 'own' ? 'own' : 'messages');
   disks.set(device, disk);
   return disk;
 }
 
-/** The generator of c/blk.c in 32 bits. */
-function xorshift32(): () => number {
-  let state = 2_463_534_242;
-  return () => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    return state >>> 0;
-  };
-}
-
-async function transfer([device, kind, bytes, depth]: readonly string[], ms: number): Promise<Work> {
-  const { driver, buffers } = await openDisk(Number(device));
-  const length = Number(bytes);
-  const slots = Math.floor(driver.capacityBytes / length);
-  const random = xorshift32();
-  const start = performance.now();
-  let count = 0;
-  const oneByOne = async (buffer: GuestBuffer): Promise<void> => {
-    const memory = buffer.slice(0, length);
-    while (performance.now() < start + ms) {
-      const sector = (random() % slots) * (length / sectorBytes);
-      if (kind === 'write') await driver.write(sector, memory);
-      else await driver.read(sector, memory);
-      count += 1;
-    }
-  };
-  await Promise.all(buffers.slice(0, Number(depth)).map(oneByOne));
-  return { count, ms: performance.now() - start };
-}
-
-/** Time from the PUT until the guest hears of the device; what takes it away again is not counted. */
-async function attach(ms: number): Promise<Work> {
-  const path = `/v1/attachments/${busId}.bench-attach`;
-  const start = performance.now();
-  let count = 0;
-  let attaching = 0;
-  for (; performance.now() < start + ms; count++) {
-    const added = new Promise<number>((resolve) => {
-      const end = bus.on('added', () => {
-        end();
-        resolve(performance.now());
-      });
+/** Milliseconds from the PUT until a driver has set DRIVER_OK; what takes the device away again is not counted. */
+async function attach(backend: string): Promise<number> {
+  const path = `/v1/attachments/${busId}.${backend}`;
+  const added = new Promise<number>((resolve) => {
+    const end = bus.on('added', ({ device }) => {
+      end();
+      resolve(device);
     });
-    const before = performance.now();
-    await api.call('PUT', path, { bus: busId, backend: 'bench-attach' });
-    attaching += (await added) - before;
-    await api.call('DELETE', path);
-  }
-  return { count, ms: attaching };
+  });
+  const start = performance.now();
+  const put = api.call('PUT', path, { bus: busId, backend });
+  const driver = await BlkDriver.open(bus, await added, { depth: attachDepth });
+  const ms = performance.now() - start;
+  await put;
+  await driver.device.close();
+  await api.call('DELETE', path);
+  return ms;
 }
 
-function work(words: readonly string[]): Promise<Work> {
-  const [kind, ...rest] = words;
-  const ms = Number(rest.pop());
-  if (kind === 'ping') return ping(ms);
-  if (kind === 'attach') return attach(ms);
-  return transfer(rest, ms);
+async function attachTimes(backend: string, count: number): Promise<string> {
+  const times: number[] = [];
+  while (times.length < count) times.push(await attach(backend));
+  return times.map((ms) => ms.toFixed(3)).join(' ');
 }
 
-console.log('ready');
-for await (const line of createInterface({ input: process.stdin })) {
-  const { count, ms } = await work(line.split(' ').slice(1));
-  console.log(`${count} ${ms / 1000}`);
-}
-process.exit(0);
+await serveCommands(async ([verb = '', ...words]) => {
+  if (verb === 'attach') return attachTimes(words[0]!, Number(words[1]));
+  const [kind, device = '', notify = '', ...load] = words;
+  if (kind === 'ping') return workText(await ping(Number(device)));
+  return workText(await (await diskOf(device, notify)).run(load));
+});

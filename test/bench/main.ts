@@ -1,44 +1,49 @@
-import { writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Scope } from '../../src/kit/scope.ts';
 import { compileBaselines } from './compiler.ts';
-import { items as basicItems, type Item, type Means } from './items.ts';
-import { joinedItems, joinedNotes } from './items-joined.ts';
+import { type Item, type Means, namesOf, type Race, type Run } from './item.ts';
+import { items } from './items.ts';
 import { type Placement, Processors } from './placement.ts';
-import { loadNotes, machineLines, markdown, type Result, resultOf, textTable } from './report.ts';
-import { compare, interleave } from './stats.ts';
+import { plot } from './plot.ts';
+import { preparedLines, readPrepared } from './prepared.ts';
+import { loadNotes, machineLines, missingNotes, type Result, ratioResult, valueResult } from './report.ts';
+import { inTurns, type Sample } from './stats.ts';
+import { markdown, textTable } from './tables.ts';
 import { openWorld, type World } from './world.ts';
 
-const usage = `npm run bench -- [--json FILE] [--md FILE] [--only NAME] [--quick]
+const usage = `npm run bench -- [--json FILE] [--md FILE] [--svg FILE] [--publish] [--only NAME] [--quick]
 
-Measures this tree against C programs of its own, in turns, and prints a table; docs/bench.md explains it.
+Measures this tree against C programs and qemu-storage-daemon, in turns, and prints a table; docs/bench.md explains it.
   --json FILE   also writes the results as JSON
   --md FILE     also writes them as Markdown
+  --svg FILE    also writes them as a plot
+  --publish     writes all three into docs/bench
   --only NAME   only what has NAME in its name; may be given more than once
   --quick       shorter and fewer runs
 `;
 
-const items: readonly Item[] = [...basicItems, ...joinedItems];
+const publishDirectory = fileURLToPath(new URL('../../../docs/bench/', import.meta.url));
 
 /** How long each side runs at a time, how often, and how long before it counts. */
 interface Pace {
-  readonly pairs: number;
+  readonly rounds: number;
   readonly runMs: number;
   readonly warmUpMs: number;
 }
 
 // A fresh process gets faster for about a second, while its code is compiled: four to seven times for blk.
-const fullPace: Pace = { pairs: 11, runMs: 350, warmUpMs: 1500 };
-const quickPace: Pace = { pairs: 3, runMs: 120, warmUpMs: 1200 };
-/** C is compiled already; this fills the page cache and wakes the processors. */
-const baselineWarmUpMs = 100;
+const fullPace: Pace = { rounds: 15, runMs: 250, warmUpMs: 1500 };
+const quickPace: Pace = { rounds: 3, runMs: 120, warmUpMs: 1200 };
 
 interface Options {
   readonly json: string | undefined;
   readonly md: string | undefined;
-  readonly chosen: readonly Item[];
-  readonly pace: Pace;
+  readonly svg: string | undefined;
+  readonly isChosen: (name: string) => boolean;
+  readonly quick: boolean;
 }
 
 function parse(args: string[]): Options | 'help' {
@@ -47,49 +52,82 @@ function parse(args: string[]): Options | 'help' {
     options: {
       json: { type: 'string' },
       md: { type: 'string' },
+      svg: { type: 'string' },
+      publish: { type: 'boolean' },
       only: { type: 'string', multiple: true },
       quick: { type: 'boolean' },
       help: { type: 'boolean' },
     },
   });
   if (values.help) return 'help';
-  const { only } = values;
-  const chosen = items.filter((item) => only === undefined || only.some((part) => item.name.includes(part)));
-  if (chosen.length === 0) throw new Error(`nothing is named ${only?.join(', ')}; there are:\n${names()}`);
-  return { json: values.json, md: values.md, chosen, pace: values.quick ? quickPace : fullPace };
+  const { only, publish, quick = false } = values;
+  if (publish && (only !== undefined || quick)) throw new Error('--publish is for everything, at full length');
+  const isChosen = (name: string): boolean => only === undefined || only.some((part) => name.includes(part));
+  const names = items.flatMap(namesOf);
+  if (!names.some(isChosen)) {
+    throw new Error(`nothing is named ${only?.join(', ')}; there are:\n${names.map((name) => `  ${name}`).join('\n')}`);
+  }
+  const file = (given: string | undefined, published: string): string | undefined =>
+    publish ? path.join(publishDirectory, published) : given && userPath(given);
+  const { json, md, svg } = values;
+  return {
+    json: file(json, 'results.json'),
+    md: file(md, 'README.md'),
+    svg: file(svg, 'results.svg'),
+    isChosen,
+    quick,
+  };
 }
-
-const names = (): string => items.map((item) => `  ${item.name}`).join('\n');
 
 /** npm changes to the package root; the user's paths count from where the user is. */
 const userPath = (file: string): string => path.resolve(process.env.INIT_CWD ?? process.cwd(), file);
 
-async function measure(item: Item, means: Means, pace: Pace): Promise<Result> {
-  const { ours, baseline } = await item.open(means);
-  await ours(pace.warmUpMs);
-  await baseline?.(baselineWarmUpMs);
-  const runBaseline = baseline === null ? null : () => baseline(pace.runMs);
-  const samples = await interleave(pace.pairs, () => ours(pace.runMs), runBaseline);
-  return resultOf(item, compare(item.metric, samples.first, samples.second));
+async function race(item: Race, means: Means, pace: Pace, isChosen: Options['isChosen']): Promise<Result[]> {
+  const chosen = item.comparisons.filter(({ name }) => isChosen(name));
+  const wanted = new Set(chosen.flatMap(({ ours, baseline }) => [ours, baseline]));
+  const opened = Object.entries(await item.open(means, wanted)).filter(([name]) => wanted.has(name));
+  const runs = opened.filter((side): side is [string, Run] => typeof side[1] !== 'string');
+  for (const [, run] of runs) await run(pace.warmUpMs);
+  const taken = await inTurns(
+    pace.rounds,
+    runs.map(
+      ([, run]) =>
+        () =>
+          run(pace.runMs),
+    ),
+  );
+  const samples: Record<string, readonly Sample[] | string> = {};
+  for (const [name, side] of opened) if (typeof side === 'string') samples[name] = side;
+  for (const [i, [name]] of runs.entries()) samples[name] = taken[i]!;
+  return chosen.map((comparison) => ratioResult(item, comparison, samples));
 }
 
-type Shared = Pick<Means, 'baselines' | 'processors'>;
+async function measure(item: Item, means: Means, pace: Pace, isChosen: Options['isChosen']): Promise<Result[]> {
+  if (item.kind === 'race') return race(item, means, pace, isChosen);
+  const estimates = await item.measure(means);
+  return item.values.map((value, i) => valueResult(value, estimates[i]!)).filter(({ name }) => isChosen(name));
+}
 
-async function measureAll(options: Options, shared: Shared, scope: Scope): Promise<Result[]> {
+type Shared = Pick<Means, 'baselines' | 'processors' | 'prepared' | 'quick'>;
+
+async function measureAll({ isChosen, quick }: Options, shared: Shared, scope: Scope): Promise<Result[]> {
   const worlds = new Map<Placement, Promise<World>>();
   const world = (placement: Placement): Promise<World> => {
-    const opened = worlds.get(placement) ?? openWorld(placement, shared.processors, scope);
+    const opened = worlds.get(placement) ?? openWorld(placement, shared, scope);
     worlds.set(placement, opened);
     return opened;
   };
   const results: Result[] = [];
-  for (const [i, item] of options.chosen.entries()) {
-    process.stderr.write(`${i + 1}/${options.chosen.length} ${item.name} … `);
+  const chosen = items.filter((item) => namesOf(item).some(isChosen));
+  for (const [i, item] of chosen.entries()) {
+    const [first, ...more] = namesOf(item).filter(isChosen);
+    process.stderr.write(`${i + 1}/${chosen.length} ${first}${more.length > 0 ? ` and ${more.length} more` : ''} … `);
     const start = performance.now();
     const programs = new Scope();
     scope.own(programs);
     try {
-      results.push(await measure(item, { ...shared, scope: programs, world }, options.pace));
+      const means = { ...shared, scope: programs, world };
+      results.push(...(await measure(item, means, quick ? quickPace : fullPace, isChosen)));
     } finally {
       programs.close();
     }
@@ -98,20 +136,29 @@ async function measureAll(options: Options, shared: Shared, scope: Scope): Promi
   return results;
 }
 
+function write(file: string | undefined, text: string): void {
+  if (file === undefined) return;
+  mkdirSync(path.dirname(file), { recursive: true });
+  writeFileSync(file, text);
+}
+
 async function run(options: Options, scope: Scope): Promise<void> {
-  const baselines = compileBaselines(scope);
+  const { quick, json, md, svg } = options;
+  const prepared = readPrepared();
+  const baselines = compileBaselines(prepared, scope);
   const processors = Processors.find();
-  const notes = [...loadNotes(), ...processors.notes(), ...joinedNotes];
-  if (baselines === undefined) notes.push('there is no gcc here: nothing to compare with, ours only');
   // Before anything runs: the load is then that of others.
-  const facts = [...machineLines(), ...notes];
+  const facts = [...machineLines(), ...preparedLines(prepared), ...loadNotes(), ...processors.notes()];
   for (const line of facts) console.log(line);
-  const results = await measureAll(options, { baselines, processors }, scope);
-  console.log(
-    `\n${textTable(results)}\n\nA ratio above 1 means that ours is better; spread: 10 % and 90 % of the pairs.`,
-  );
-  if (options.json !== undefined) writeFileSync(userPath(options.json), `${JSON.stringify({ results }, null, 2)}\n`);
-  if (options.md !== undefined) writeFileSync(userPath(options.md), markdown(results, facts));
+  const results = await measureAll(options, { baselines, processors, prepared, quick }, scope);
+  const missing = missingNotes(results);
+  console.log(`\n${textTable(results)}\n`);
+  for (const line of missing) console.log(line);
+  console.log('A ratio above 1 means that ours is better; 95 %: interval of the median.');
+  const all = [...facts, ...missing];
+  write(json, `${JSON.stringify({ facts: all, results }, null, 2)}\n`);
+  write(md, markdown(results, all, svg === undefined ? undefined : path.basename(svg)));
+  write(svg, plot(results));
 }
 
 async function main(): Promise<number> {

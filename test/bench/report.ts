@@ -1,35 +1,83 @@
 import { cpus, loadavg, release } from 'node:os';
-import type { Item } from './items.ts';
-import type { Comparison } from './stats.ts';
+import type { Comparison, Race, Value } from './item.ts';
+import { type Estimate, type Held, held, inUnits, median, ratioOf, type Sample } from './stats.ts';
 import { describePlaces } from './world.ts';
 
-/** One entry of the JSON report. A ratio above 1 means that ours is better; without a baseline the four are null. */
-export interface Result {
+interface Judged {
   readonly name: string;
   readonly unit: string;
-  readonly ours: number;
-  readonly baseline: number | null;
-  readonly baselineName: string | null;
-  readonly ratio: number | null;
+  /** Ends of the 95 % interval, of the ratio or of the value; null with too few samples, or nothing to compare with. */
   readonly low: number | null;
   readonly high: number | null;
   readonly bar: number | null;
+  readonly stretch: number | null;
+  /** Null without a bar or an interval of anything. */
+  readonly held: Held | null;
 }
+
+/** A ratio, above 1 when ours is better. */
+export interface RatioResult extends Judged {
+  readonly kind: 'ratio';
+  readonly ours: number | null;
+  readonly baseline: number | null;
+  readonly oursName: string;
+  readonly baselineName: string;
+  readonly ratio: number | null;
+  /** Why a side, and with it the ratio, is missing. */
+  readonly missing: string | null;
+}
+
+/** A value, better when it is less. */
+export interface ValueResult extends Judged {
+  readonly kind: 'value';
+  readonly value: number;
+}
+
+export type Result = RatioResult | ValueResult;
 
 /** Four digits: more would be noise. */
 const rounded = (value: number | null): number | null => (value === null ? null : Number(value.toPrecision(4)));
 
-export function resultOf(item: Item, comparison: Comparison): Result {
+export function valueResult({ name, unit, bar, stretch }: Value, estimate: Estimate): ValueResult {
   return {
-    name: item.name,
-    unit: item.metric.unit,
-    ours: Number(comparison.ours.toPrecision(4)),
-    baseline: rounded(comparison.baseline),
-    baselineName: comparison.baseline === null ? null : item.baselineName,
-    ratio: rounded(comparison.ratio),
-    low: rounded(comparison.low),
-    high: rounded(comparison.high),
-    bar: item.bar,
+    kind: 'value',
+    name,
+    unit,
+    value: Number(estimate.value.toPrecision(4)),
+    low: rounded(estimate.low),
+    high: rounded(estimate.high),
+    bar: bar ?? null,
+    stretch: stretch ?? null,
+    held: bar === undefined ? null : held(estimate, bar, 'less'),
+  };
+}
+
+/** @param samples of each side by its name, or why there are none */
+export function ratioResult(
+  { metric, sides }: Race,
+  { name, ours, baseline, bar, stretch }: Comparison,
+  samples: Readonly<Record<string, readonly Sample[] | string>>,
+): RatioResult {
+  const [mine, other] = [samples[ours] ?? 'not run', samples[baseline] ?? 'not run'];
+  const of = (side: readonly Sample[] | string): number | null =>
+    typeof side === 'string' ? null : rounded(median(side.map((sample) => inUnits(metric, sample))));
+  const missing = typeof mine === 'string' ? mine : typeof other === 'string' ? other : null;
+  const estimate = typeof mine === 'string' || typeof other === 'string' ? undefined : ratioOf(metric, mine, other);
+  return {
+    kind: 'ratio',
+    name,
+    unit: metric.unit,
+    ours: of(mine),
+    baseline: of(other),
+    oursName: sides[ours]!,
+    baselineName: sides[baseline]!,
+    ratio: rounded(estimate?.value ?? null),
+    low: rounded(estimate?.low ?? null),
+    high: rounded(estimate?.high ?? null),
+    bar: bar ?? null,
+    stretch: stretch ?? null,
+    held: bar === undefined || estimate === undefined ? null : held(estimate, bar, 'more'),
+    missing,
   };
 }
 
@@ -53,31 +101,10 @@ export function loadNotes(): string[] {
   return busy ? ['busy: other programs run here, so these numbers are not fit to be quoted'] : [];
 }
 
-const columns = ['what', 'unit', 'ours', 'baseline', 'ratio', 'spread', 'bar', 'compared with'] as const;
-const numeric = new Set<string>(['ours', 'baseline', 'ratio', 'spread', 'bar']);
-
-const digits = (value: number | null): string =>
-  value === null ? '-' : value.toLocaleString('en-US', { maximumSignificantDigits: 4, useGrouping: false });
-const ratio = (value: number | null): string => (value === null ? '-' : value.toFixed(2));
-
-function cells(result: Result): string[] {
-  const spread = result.low === null ? '-' : `${ratio(result.low)}..${ratio(result.high)}`;
-  const { name, unit, ours, baseline, bar, baselineName } = result;
-  return [name, unit, digits(ours), digits(baseline), ratio(result.ratio), spread, ratio(bar), baselineName ?? '-'];
-}
-
-/** For a terminal: aligned columns, numbers to the right. */
-export function textTable(results: readonly Result[]): string {
-  const rows = [[...columns], ...results.map(cells)];
-  const widths = columns.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
-  const line = (row: readonly string[]): string =>
-    row.map((cell, i) => (numeric.has(columns[i]!) ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!))).join('  ');
-  return rows.map((row) => line(row).trimEnd()).join('\n');
-}
-
-export function markdown(results: readonly Result[], facts: readonly string[]): string {
-  const line = (row: readonly string[]): string => `| ${row.join(' | ')} |`;
-  const rule = columns.map((name) => (numeric.has(name) ? '---:' : '---'));
-  const list = facts.map((fact) => `- ${fact.replace(/ +/g, ' ')}`);
-  return `${['# Measurements', '', ...list, '', line(columns), line(rule), ...results.map((r) => line(cells(r)))].join('\n')}\n`;
+/** What could not be measured, once for each reason. */
+export function missingNotes(results: readonly Result[]): string[] {
+  const reasons = results.flatMap((result) =>
+    result.kind === 'ratio' && result.missing !== null ? [result.missing] : [],
+  );
+  return [...new Set(reasons)].map((reason) => `not measured: ${reason}`);
 }

@@ -1,42 +1,54 @@
-import { spawn } from 'node:child_process';
-import { closeSync, mkdtempSync, openSync, rmSync, statfsSync, writeFileSync, writeSync } from 'node:fs';
+import { closeSync, openSync, statfsSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { ApiClient } from '../../src/app/cli/api-client.ts';
 import type { Scope } from '../../src/kit/scope.ts';
 import type { Placement, Processors } from './placement.ts';
+import type { Prepared } from './prepared.ts';
 import { type Runner, startRunner } from './runner.ts';
+import { type Service, startService, temporaryDirectory } from './service.ts';
+import { type Exports, startStorageDaemon } from './storage-daemon.ts';
 
-const vmsgProgram = fileURLToPath(new URL('../../src/app/vmsg.cjs', import.meta.url));
 const guestProgram = fileURLToPath(new URL('./guest-program.js', import.meta.url));
 const busId = 'bench';
 const imageBytes = 64 * 1024 * 1024;
+const attachImageBytes = 1024 * 1024;
 const chunkBytes = 1024 * 1024;
-const startTriesMax = 500;
-const startPauseMs = 20;
+const attachTriesMax = 100;
+const attachPauseMs = 20;
 
 /** Where images lie: in memory, and where the machine keeps temporary files. */
 export const places = ['tmpfs', 'disk'] as const;
 export type Place = (typeof places)[number];
 
-/** A service, a guest process on its bus, and the images of its disks, all in temporary directories. */
+/** Ways of a service to a vhost-user back-end, see docs/vhost-user.md. */
+export const dataPaths = ['shadow', 'direct'] as const;
+export type DataPath = (typeof dataPaths)[number];
+
+/** What a backend says to get a way; the first that leads there is used. */
+const asking: Readonly<Record<DataPath, readonly Readonly<Record<string, unknown>>[]>> = {
+  shadow: [{}, { direct: 'never' }],
+  direct: [{ direct: 'force' }],
+};
+
+/** Backend of `Runner.ask('attach ...')`. */
+export const attachBackend = 'attach';
+
+/** A service, a guest process on its bus, the images of its disks and a back-end that serves one of them too. */
 export interface World {
   readonly guest: Runner;
-  /** The disk of a place: its image, and its device number on the bus. */
+  /** The built-in disk of a place: its image, and its device number on the bus. */
   readonly disks: Readonly<Record<Place, { readonly image: string; readonly device: number }>>;
-}
-
-export function temporaryDirectory(parent: string, scope: Scope): string {
-  const directory = mkdtempSync(path.join(parent, 'vmsg-bench-'));
-  scope.defer(() => rmSync(directory, { recursive: true, force: true }));
-  return directory;
+  /** The same image as `tmpfs` through a vhost-user back-end: device number, or why there is none. */
+  readonly vhostUser: Readonly<Record<DataPath, number | string>>;
+  /** Sockets of the back-end for others, or why there is none. */
+  readonly exports: Exports | string;
 }
 
 /** Real bytes in every page: holes would be read without touching memory. */
-export function makeImage(directory: string, bytes: number): string {
-  const image = path.join(directory, 'disk.img');
+function makeImage(directory: string, bytes: number): string {
+  const image = path.join(directory, `disk-${bytes}.img`);
   const fd = openSync(image, 'w');
   const chunk = new Uint8Array(Math.min(chunkBytes, bytes)).map((_, i) => i * 31 + (i >>> 8));
   for (let at = 0; at < bytes; at += chunk.length) writeSync(fd, chunk);
@@ -44,71 +56,79 @@ export function makeImage(directory: string, bytes: number): string {
   return image;
 }
 
-async function startService(
-  directory: string,
-  images: Readonly<Record<Place, string>>,
-  placed: (command: readonly string[]) => readonly string[],
+interface AttachmentBody {
+  readonly status: { readonly state: string; readonly reason?: string; readonly dataPath?: string };
+}
+
+/** Attaches a back-end and looks whether it got the way that was wanted. @returns why it did not, or undefined */
+async function attachVhostUser({ api }: Service, id: DataPath, socket: string, deviceNumber: number) {
+  let why = '';
+  for (const extra of asking[id]) {
+    try {
+      await api.call('PUT', `/v1/backends/${id}`, { type: 'vhost-user', device: 'blk', socket, ...extra });
+      await api.call('PUT', `/v1/attachments/${id}`, { bus: busId, backend: id, deviceNumber });
+      for (let tries = 0; tries < attachTriesMax; tries++) {
+        const { status } = (await api.call('GET', `/v1/attachments/${id}`)).body as AttachmentBody;
+        why = status.reason ?? `the data path is ${status.dataPath}`;
+        if (status.state === 'active' && status.dataPath === id) return undefined;
+        if (status.state === 'active') break;
+        await sleep(attachPauseMs);
+      }
+      await api.call('DELETE', `/v1/attachments/${id}`);
+    } catch (error) {
+      why = (error as Error).message.trim();
+    }
+  }
+  return `no ${id} data path: ${why}`;
+}
+
+async function openVhostUser(service: Service, exports: Exports | string): Promise<World['vhostUser']> {
+  if (typeof exports === 'string') return { shadow: exports, direct: exports };
+  const found: Record<DataPath, number | string> = { shadow: '', direct: '' };
+  for (const [i, id] of dataPaths.entries()) {
+    const number = places.length + i;
+    found[id] = (await attachVhostUser(service, id, exports[id], number)) ?? number;
+  }
+  return found;
+}
+
+/** Starts service, back-end and guest; everything ends with the scope. */
+export async function openWorld(
+  placement: Placement,
+  { processors, prepared }: { readonly processors: Processors; readonly prepared: Prepared },
   scope: Scope,
-): Promise<void> {
-  const config = path.join(directory, 'vmsg.json');
+): Promise<World> {
+  const placed = (command: readonly string[]) => processors.place(command, placement);
+  const inMemory = temporaryDirectory(memoryDirectory(), scope);
+  const images = {
+    tmpfs: makeImage(inMemory, imageBytes),
+    disk: makeImage(temporaryDirectory(tmpdir(), scope), imageBytes),
+  };
   const blk = (image: string) => ({ type: 'blk', path: image });
   const content = {
-    stateDir: 'state',
-    runtimeDir: 'run',
-    log: { level: 'warn' },
     domains: { bench: {} },
     buses: { [busId]: { domain: 'bench', transport: 'loopback', role: 'driver' } },
     backends: {
       tmpfs: blk(images.tmpfs),
       disk: blk(images.disk),
-      'bench-attach': { type: 'rng' },
+      [attachBackend]: blk(makeImage(inMemory, attachImageBytes)),
     },
     attachments: {
       tmpfs: { bus: busId, backend: 'tmpfs', deviceNumber: 0 },
       disk: { bus: busId, backend: 'disk', deviceNumber: 1 },
     },
   };
-  writeFileSync(config, JSON.stringify(content));
-  const [program = '', ...args] = placed([process.execPath, vmsgProgram, 'serve', '--config', config]);
-  const child = spawn(program, args, {
-    stdio: ['ignore', 'ignore', 'inherit'],
-  });
-  scope.defer(() => child.kill('SIGKILL'));
-  const api = new ApiClient(apiSocket(directory));
-  for (let tries = 0; tries < startTriesMax; tries++) {
-    if (child.exitCode !== null) throw new Error(`the service ended with ${child.exitCode}`);
-    const ready = await api.call('GET', '/readyz').then(
-      () => true,
-      () => false,
-    );
-    if (ready) return;
-    await sleep(startPauseMs);
-  }
-  throw new Error('the service does not get ready');
-}
-
-const apiSocket = (directory: string): string => path.join(directory, 'run', 'api.sock');
-
-/** Starts service and guest; everything ends with the scope. */
-export async function openWorld(placement: Placement, processors: Processors, scope: Scope): Promise<World> {
-  const placed = (command: readonly string[]) => processors.place(command, placement);
-  const directory = temporaryDirectory(tmpdir(), scope);
-  const images = {
-    tmpfs: makeImage(temporaryDirectory(memoryDirectory(), scope), imageBytes),
-    disk: makeImage(directory, imageBytes),
-  };
-  await startService(directory, images, placed, scope);
-  const busSocket = path.join(directory, 'run', 'bus', `${busId}.sock`);
-  const command = [process.execPath, guestProgram, busSocket, apiSocket(directory), busId];
+  const exports = await startStorageDaemon(prepared.storageDaemon, images.tmpfs, placed, scope);
+  const service = await startService(content, placed, scope);
+  const vhostUser = await openVhostUser(service, exports);
+  const command = [process.execPath, guestProgram, service.busSocket(busId), service.apiSocket, busId];
   const guest = await startRunner(placed(command), scope);
-  return {
-    guest,
-    disks: { tmpfs: { image: images.tmpfs, device: 0 }, disk: { image: images.disk, device: 1 } },
-  };
+  const disks = { tmpfs: { image: images.tmpfs, device: 0 }, disk: { image: images.disk, device: 1 } };
+  return { guest, disks, vhostUser, exports };
 }
 
 /** A machine without /dev/shm measures its temporary files twice, and the header says so. */
-export function memoryDirectory(): string {
+function memoryDirectory(): string {
   return isTmpfs('/dev/shm') ? '/dev/shm' : tmpdir();
 }
 

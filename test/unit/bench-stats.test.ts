@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import { parseCpuList } from '../bench/placement.ts';
-import { compare, interleave, type Metric, median, percentile } from '../bench/stats.ts';
+import { held, inTurns, type Metric, median, percentile, quantile, ratioOf } from '../bench/stats.ts';
+import { SeededRandom } from '../support/random.ts';
 
 const rate: Metric = { kind: 'rate', unit: '/s', scale: 1 };
 const time: Metric = { kind: 'time', unit: 'us', scale: 1e6 };
@@ -41,57 +42,90 @@ describe('percentiles', () => {
   });
 });
 
-describe('comparisons', () => {
-  it('are above 1 when ours does more in the same time', () => {
-    const result = compare(rate, [second(20), second(20)], [second(10), second(10)]);
-    assert.deepEqual(result, { ours: 20, baseline: 10, ratio: 2, low: 2, high: 2 });
+describe('quantiles', () => {
+  it('have the order statistics around them that cover 95 %', () => {
+    // Tables of the binomial distribution: of 15 values the 4th and the 12th, of 6 the first and the last.
+    const upTo = (n: number) => Array.from({ length: n }, (_, i) => i + 1);
+    assert.deepEqual(quantile(upTo(15), 0.5), { value: 8, low: 4, high: 12 });
+    assert.deepEqual(quantile(upTo(6), 0.5), { value: 3.5, low: 1, high: 6 });
+    assert.deepEqual(quantile(upTo(100), 0.5), { value: 50.5, low: 40, high: 61 });
   });
 
-  it('are above 1 when ours takes less time', () => {
-    const result = compare(time, [second(200_000)], [second(100_000)]);
-    assert.deepEqual(result, { ours: 5, baseline: 10, ratio: 2, low: 2, high: 2 });
+  it('have none with too few values for one', () => {
+    assert.deepEqual(quantile([5, 1, 3], 0.5), { value: 3, low: null, high: null });
+    assert.equal(quantile(Array.from({ length: 60 }, Math.random), 0.99).high, null);
   });
 
-  it('form the ratio inside each pair, not between the medians', () => {
-    const ours = [second(10), second(100), second(30)];
-    const baseline = [second(20), second(200), second(15)];
-    const { ours: our, baseline: base, ratio } = compare(rate, ours, baseline);
-    assert.deepEqual([our, base, ratio], [30, 20, 0.5]);
-  });
-
-  it('have the spread of the pairs', () => {
-    const ours = [1, 2, 3, 4, 5].map(second);
-    const { low, high } = compare(
-      rate,
-      ours,
-      ours.map(() => second(1)),
+  it('near the end are bounded by many values', () => {
+    const { low, high } = quantile(
+      Array.from({ length: 400 }, (_, i) => i + 1),
+      0.99,
     );
-    assert.ok(Math.abs(low! - 1.4) < 1e-9 && Math.abs(high! - 4.6) < 1e-9);
+    assert.ok(low! > 380 && low! < 396, String(low));
+    assert.equal(high, 400);
   });
 
-  it('say nothing without a baseline, and refuse what is not paired', () => {
-    assert.deepEqual(compare(rate, [second(7)], null), { ours: 7, baseline: null, ratio: null, low: null, high: null });
-    assert.throws(() => compare(rate, [second(1), second(1)], [second(1)]), RangeError);
+  it('cover the true median as often as they say', () => {
+    const random = new SeededRandom(11);
+    const tries = 2000;
+    let covered = 0;
+    for (let i = 0; i < tries; i++) {
+      // Skewed: the median of the square of a uniform number is a quarter.
+      const values = Array.from({ length: 15 }, () => (random.below(1_000_000) / 1_000_000) ** 2);
+      const { low, high } = quantile(values, 0.5);
+      if (low! <= 0.25 && high! >= 0.25) covered += 1;
+    }
+    assert.ok(covered / tries > 0.95 && covered / tries < 0.98, String(covered / tries));
   });
 });
 
-describe('interleaving', () => {
-  it('alternates which side of a pair is first and keeps the pairs together', async () => {
-    const log: string[] = [];
-    const runner = (name: string) => async () => `${name}${log.push(name)}`;
-    const { first, second: other } = await interleave(3, runner('a'), runner('b'));
-    assert.equal(log.join(''), 'abbaab');
-    assert.deepEqual(
-      [first, other],
-      [
-        ['a1', 'a4', 'a5'],
-        ['b2', 'b3', 'b6'],
-      ],
-    );
+describe('bars', () => {
+  it('are held by a whole interval only', () => {
+    const estimate = { value: 1, low: 0.9, high: 1.1 };
+    assert.equal(held(estimate, 0.9, 'more'), 'yes');
+    assert.equal(held(estimate, 0.95, 'more'), 'undecided');
+    assert.equal(held(estimate, 1.11, 'more'), 'no');
+    assert.equal(held(estimate, 1.1, 'less'), 'yes');
+    assert.equal(held(estimate, 1, 'less'), 'undecided');
+    assert.equal(held(estimate, 0.89, 'less'), 'no');
   });
 
-  it('runs one side alone', async () => {
-    assert.deepEqual(await interleave(2, async () => 1, null), { first: [1, 1], second: null });
+  it('are undecided without an interval', () => {
+    assert.equal(held({ value: 5, low: null, high: null }, 1, 'more'), 'undecided');
+  });
+});
+
+describe('ratios', () => {
+  it('are above 1 when ours does more in the same time, or takes less time', () => {
+    assert.equal(ratioOf(rate, [second(20), second(20)], [second(10), second(10)]).value, 2);
+    assert.equal(ratioOf(time, [second(200_000)], [second(100_000)]).value, 2);
+  });
+
+  it('are formed inside each round, not between the medians', () => {
+    const ours = [second(10), second(100), second(30)];
+    assert.equal(ratioOf(rate, ours, [second(20), second(200), second(15)]).value, 0.5);
+  });
+
+  it('refuse what is not paired', () => {
+    assert.throws(() => ratioOf(rate, [second(1), second(1)], [second(1)]), RangeError);
+  });
+});
+
+describe('turns', () => {
+  it('begin with another one each time and go backwards every second time', async () => {
+    const log: string[] = [];
+    const runner = (name: string) => async () => `${name}${log.push(name)}`;
+    const [a, b, c] = await inTurns(6, [runner('a'), runner('b'), runner('c')]);
+    assert.equal(log.join(''), 'abccbabcaacbcabbac');
+    assert.deepEqual([a?.length, b, c?.[0]], [6, ['b2', 'b5', 'b7', 'b12', 'b15', 'b16'], 'c3']);
+  });
+
+  it('alternate between two, and run one alone', async () => {
+    const log: string[] = [];
+    const runner = (name: string) => async () => log.push(name);
+    await inTurns(4, [runner('a'), runner('b')]);
+    assert.equal(log.join(''), 'abbabaab');
+    assert.deepEqual(await inTurns(2, [async () => 1]), [[1, 1]]);
   });
 });
 
