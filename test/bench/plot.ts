@@ -1,4 +1,5 @@
 import type { RatioResult, Result, ValueResult } from './report.ts';
+import type { Held } from './stats.ts';
 
 const width = 960;
 const labelWidth = 330;
@@ -13,24 +14,46 @@ const scaleMin = 0.1;
 const scaleMax = 4;
 const ticks = [0.1, 0.2, 0.5, 0.8, 1, 1.5, 2, 4];
 
-// Colours of the reader's choice of light or dark; an image in a page sees that of the system.
-const style = `
-  :root { --ink: #1f2328; --soft: #656d76; --grid: #d0d7de; --yes: #1a7f37; --no: #cf222e; --open: #9a6700; --none: #0969da; --page: #ffffff; }
-  @media (prefers-color-scheme: dark) {
-    :root { --ink: #e6edf3; --soft: #9198a1; --grid: #3d444d; --yes: #3fb950; --no: #f85149; --open: #d29922; --none: #58a6ff; --page: #0d1117; }
-  }
-  text { font: 13px system-ui, "Segoe UI", "DejaVu Sans", sans-serif; fill: var(--ink); }
-  .soft { fill: var(--soft); font-size: 12px; }
-  .title { font-size: 16px; font-weight: 600; }
-  .page { fill: var(--page); }
-  .grid { stroke: var(--grid); }
-  .one { stroke: var(--soft); }
-  .bar { stroke: var(--ink); stroke-width: 2.5; }
-  .yes { fill: var(--yes); stroke: var(--yes); }
-  .no { fill: var(--no); stroke: var(--no); }
-  .undecided { fill: var(--open); stroke: var(--open); }
-  .none { fill: var(--none); stroke: var(--none); }
-  .interval { stroke-width: 4; stroke-opacity: 0.55; }`;
+interface Palette {
+  readonly page: string;
+  readonly ink: string;
+  readonly soft: string;
+  readonly grid: string;
+  readonly held: Readonly<Record<Held | 'none', string>>;
+}
+
+const light: Palette = {
+  page: '#ffffff',
+  ink: '#1f2328',
+  soft: '#59636e',
+  grid: '#d1d9e0',
+  held: { yes: '#1a7f37', no: '#cf222e', undecided: '#9a6700', none: '#0969da' },
+};
+const dark: Palette = {
+  page: '#0d1117',
+  ink: '#f0f6fc',
+  soft: '#9198a1',
+  grid: '#3d444d',
+  held: { yes: '#3fb950', no: '#f85149', undecided: '#d29922', none: '#4493f8' },
+};
+
+/** Without variables, which not every renderer of SVG knows. */
+const colours = ({ page, ink, soft, grid, held }: Palette): string =>
+  [
+    `.page { fill: ${page}; } text { fill: ${ink}; } .soft { fill: ${soft}; } .grid { stroke: ${grid}; }`,
+    `.one { stroke: ${soft}; } .bar { stroke: ${ink}; }`,
+    ...Object.entries(held).map(([name, colour]) => `.${name} { fill: ${colour}; stroke: ${colour}; }`),
+  ].join('\n');
+
+const style = `${colours(light)}
+@media (prefers-color-scheme: dark) {
+${colours(dark)}
+}
+text { font: 13px system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+.soft { font-size: 12px; }
+.title { font-size: 16px; font-weight: 600; }
+.bar { stroke-width: 2.5; }
+.interval { stroke-width: 4; stroke-opacity: 0.55; }`;
 
 const escaped = (text: string): string => text.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 const at = (value: number): string => value.toFixed(1);
@@ -48,7 +71,7 @@ interface Row {
   readonly high: number | null;
   readonly bar: number | null;
   readonly shown: string;
-  readonly held: string;
+  readonly held: Held | 'none';
 }
 
 function ratioRow({ name, ratio, low, high, bar, held }: RatioResult): Row[] {
@@ -96,7 +119,7 @@ export function plot(results: readonly Result[]): string {
   return `${[
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" role="img">`,
     '<title>Measurements of the bench</title>',
-    `<style>${style}\n</style>`,
+    `<style>\n${style}\n</style>`,
     `<rect class="page" width="${width}" height="${height}"/>`,
     '<text class="title" x="16" y="26">Ratios with 95 % intervals</text>',
     `<text class="soft" x="16" y="45">${escaped(legend)}</text>`,
