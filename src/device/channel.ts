@@ -16,12 +16,12 @@ import {
   headerSize,
   headerType,
   type MessageHeader,
-  messageHeader,
+  readHeader,
   typeBus,
 } from '../virtio-msg/header.ts';
 import { transportEvents } from '../virtio-msg/transport-messages.ts';
 import { readU32 } from '../wire/bytes.ts';
-import { type Decoded, decode, Malformed } from '../wire/layout.ts';
+import { Malformed } from '../wire/layout.ts';
 import type { FlightRecorder } from './flight-recorder.ts';
 
 export interface ChannelCounters {
@@ -160,7 +160,7 @@ export class Channel {
       this.#handler.available(headerDeviceNumber(frame), readU32(frame, availQueueAt), readU32(frame, availNextAt));
       return;
     }
-    const header = decode(messageHeader, frame, 0, headerBytes) as Decoded<typeof messageHeader>;
+    const header = readHeader(frame);
     const fault = headerFault(header, frame.length, this.#maxMessageSize);
     const message = fault === undefined ? this.#dialect.decode(frame, header) : new Malformed(fault);
     if (message instanceof Malformed) {
@@ -230,11 +230,13 @@ export class Channel {
   #planFlush(): void {
     if (this.#flushPlanned) return;
     this.#flushPlanned = true;
-    this.#scheduler.soon(() => {
-      this.#flushPlanned = false;
-      if (!this.#closed && this.#port.flush()) this.counters.doorbellsOut += 1;
-    });
+    this.#scheduler.soon(this.#flush);
   }
+
+  readonly #flush = (): void => {
+    this.#flushPlanned = false;
+    if (!this.#closed && this.#port.flush()) this.counters.doorbellsOut += 1;
+  };
 
   #break(reason: string): void {
     if (this.#closed) return;

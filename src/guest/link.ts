@@ -1,10 +1,10 @@
 import { BoundedQueue } from '../kit/bounded-queue.ts';
 import { limits } from '../kit/limits.ts';
 import { type CanonicalMessage, dialectD5, headerFault } from '../virtio-msg/dialect.ts';
-import { headerBytes, type MessageHeader, messageHeader } from '../virtio-msg/header.ts';
+import { headerBytes, type MessageHeader, messageHeader, readHeader } from '../virtio-msg/header.ts';
 import { transportEvents } from '../virtio-msg/transport-messages.ts';
 import { readU16, readU32 } from '../wire/bytes.ts';
-import { decode, Malformed } from '../wire/layout.ts';
+import { Malformed } from '../wire/layout.ts';
 import type { GuestTransport } from './transport.ts';
 
 /** Messages of a bus since it was opened. */
@@ -91,11 +91,8 @@ export class Link {
 
   #onFrame(frame: Uint8Array): void {
     this.#counters.messagesIn += 1;
-    const header = decode(messageHeader, frame, 0, Math.min(frame.length, headerBytes));
-    if (
-      header instanceof Malformed ||
-      headerFault(header, frame.length, this.transport.terms.maxMessageSize) !== undefined
-    ) {
+    const header = frame.length < headerBytes ? undefined : readHeader(frame);
+    if (header === undefined || headerFault(header, frame.length, this.transport.terms.maxMessageSize) !== undefined) {
       this.#counters.malformed += 1;
       return;
     }

@@ -1,6 +1,14 @@
 import { decode, encode, encodedLength, type Layout, Malformed } from '../wire/layout.ts';
 import { type BusEvent, type BusRequest, type BusResponse, busEvents, busRequests } from './bus-messages.ts';
-import { headerBytes, idEvent, type MessageHeader, messageHeader, typeBus, typeResponse } from './header.ts';
+import {
+  headerBytes,
+  idEvent,
+  type MessageHeader,
+  messageHeader,
+  typeBus,
+  typeResponse,
+  writeHeader,
+} from './header.ts';
 import type { AnyLayout, EventTable, RequestTable } from './tables.ts';
 import {
   type TransportEvent,
@@ -46,13 +54,22 @@ interface Row {
   readonly layout: AnyLayout;
 }
 
+interface Entry {
+  readonly row: Row;
+  readonly type: number;
+}
+
 const rowKey = (type: number, id: number) => (type << 8) | id;
 
 /** Encodes and decodes the messages of one dialect. Sans-IO and without state. */
 export class Dialect {
   readonly spec: DialectSpec;
   readonly #byKey = new Map<number, Row>();
-  readonly #byName = new Map<string, { row: Row; type: number }>();
+  readonly #byName = {
+    request: new Map<string, Entry>(),
+    response: new Map<string, Entry>(),
+    event: new Map<string, Entry>(),
+  };
 
   constructor(spec: DialectSpec) {
     this.spec = spec;
@@ -72,7 +89,7 @@ export class Dialect {
 
   #add(type: number, row: Row): void {
     this.#byKey.set(rowKey(type, row.id), row);
-    this.#byName.set(`${row.kind} ${row.name}`, { row, type });
+    this.#byName[row.kind].set(row.name, { row, type });
   }
 
   /** Name of the message in a frame, for people; `undefined` when the dialect has none with this id. */
@@ -82,7 +99,9 @@ export class Dialect {
 
   /** Every row, for documentation and golden vectors. */
   *rows(): Generator<Row & { type: number }> {
-    for (const { row, type } of this.#byName.values()) yield { ...row, type };
+    for (const byName of Object.values(this.#byName)) {
+      for (const { row, type } of byName.values()) yield { ...row, type };
+    }
   }
 
   /**
@@ -103,8 +122,7 @@ export class Dialect {
     const wire = this.spec.fromCanonical(message);
     const { row, type } = this.#entry(wire);
     const size = headerBytes + encode(row.layout as Layout, wire.body as never, frame, headerBytes);
-    const header = { type, id: row.id, deviceNumber: type & typeBus ? 0 : deviceNumber, token, size };
-    encode(messageHeader, header, frame, 0);
+    writeHeader({ type, id: row.id, deviceNumber: type & typeBus ? 0 : deviceNumber, token, size }, frame);
     return size;
   }
 
@@ -114,8 +132,8 @@ export class Dialect {
     return headerBytes + encodedLength(this.#entry(wire).row.layout as Layout, wire.body as never);
   }
 
-  #entry(message: CanonicalMessage): { row: Row; type: number } {
-    const entry = this.#byName.get(`${message.kind} ${message.name}`);
+  #entry(message: CanonicalMessage): Entry {
+    const entry = this.#byName[message.kind].get(message.name);
     if (entry === undefined) throw new Error(`${this.spec.name} has no ${message.kind} ${message.name}`);
     return entry;
   }

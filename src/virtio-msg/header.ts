@@ -1,4 +1,4 @@
-import { readU16 } from '../wire/bytes.ts';
+import { readU16, writeU16 } from '../wire/bytes.ts';
 import { type Decoded, layout, u8, u16 } from '../wire/layout.ts';
 
 export const messageHeader = layout('message header', 'virtio-msg D5, Common Message Format', 8, {
@@ -23,3 +23,20 @@ export const headerId = (frame: Uint8Array): number => frame[at.id]!;
 export const headerDeviceNumber = (frame: Uint8Array): number => readU16(frame, at.deviceNumber);
 export const headerToken = (frame: Uint8Array): number => readU16(frame, at.token);
 export const headerSize = (frame: Uint8Array): number => readU16(frame, at.size);
+
+/** The first bytes of a frame, at least `headerBytes` long; does not validate. Every message is read so: no loop. */
+export const readHeader = (frame: Uint8Array): MessageHeader => ({
+  type: frame[at.type]!,
+  id: frame[at.id]!,
+  deviceNumber: readU16(frame, at.deviceNumber),
+  token: readU16(frame, at.token),
+  size: readU16(frame, at.size),
+});
+
+export function writeHeader(header: MessageHeader, frame: Uint8Array): void {
+  frame[at.type] = header.type;
+  frame[at.id] = header.id;
+  writeU16(frame, at.deviceNumber, header.deviceNumber);
+  writeU16(frame, at.token, header.token);
+  writeU16(frame, at.size, header.size);
+}

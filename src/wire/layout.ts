@@ -78,6 +78,15 @@ export interface Layout<F extends Fields = Fields, T = Tail | undefined> {
   readonly tail: T;
   /** Offset of each field, for accessors on a hot path. */
   readonly at: { readonly [K in keyof F]: number };
+  /** The fields in their order, for `encode` and `decode`. */
+  readonly steps: readonly Step[];
+  /** Whether bytes of the fixed part belong to no field. */
+  readonly hasGaps: boolean;
+}
+
+interface Step {
+  readonly key: string;
+  readonly field: Field;
 }
 
 /**
@@ -99,11 +108,17 @@ export function layout<
     }
   }
   assert(tail === undefined || tail.count in fields, `${name}: the tail count is a field`);
-  return { name, source, size, fields, tail: tail as T, at: at as { [K in keyof F]: number } };
+  const steps = (Object.entries(fields) as Array<[string, Field]>).map(([key, field]) => ({ key, field }));
+  const hasGaps = taken.includes(0);
+  return { name, source, size, fields, tail: tail as T, at: at as { [K in keyof F]: number }, steps, hasGaps };
 }
 
-/** `slice` of a Buffer would be a view. */
-const copy = (from: Uint8Array, start: number, end: number): Uint8Array => new Uint8Array(from.subarray(start, end));
+/** `slice` of a Buffer would be a view, and a Buffer. */
+function copy(from: Uint8Array, start: number, end: number): Uint8Array {
+  const bytes = new Uint8Array(end - start);
+  bytes.set(start === 0 && end === from.length ? from : from.subarray(start, end));
+  return bytes;
+}
 
 function readField(field: Field, from: Uint8Array, base: number): number | bigint | Uint8Array {
   const offset = base + field.offset;
@@ -169,8 +184,8 @@ export function encode<L extends Layout<never, never> | Layout>(
   const values = value as Values;
   const length = any.size + tailBytes(any, values);
   assert(offset + length <= to.length, `${any.name} fits into ${to.length - offset} bytes`);
-  to.fill(0, offset, offset + length);
-  for (const [key, field] of Object.entries(any.fields) as Array<[string, Field]>) {
+  if (any.hasGaps) to.fill(0, offset, offset + any.size);
+  for (const { key, field } of any.steps) {
     writeField(field, values[key] as number | bigint | Uint8Array, to, offset);
   }
   if (any.tail !== undefined) {
@@ -200,7 +215,7 @@ export function decode<L extends Layout<never, never> | Layout>(
   const any = l as Layout;
   if (length < any.size) return new Malformed(`${any.name}: ${length} bytes, at least ${any.size} needed`);
   const values: Values = {};
-  for (const [key, field] of Object.entries(any.fields) as Array<[string, Field]>) {
+  for (const { key, field } of any.steps) {
     values[key] = readField(field, from, offset);
   }
   const expected = any.size + tailBytes(any, values);
