@@ -64,9 +64,9 @@ const inMemory = (load: Load): Race => ({
       return (ms) => runner.run(what, ms);
     };
     const bridged = (device: number | string): Run | string =>
-      typeof device === 'string' ? device : (ms) => guest.run(`blk ${device} own ${what}`, ms);
+      typeof device === 'string' ? device : (ms) => guest.run(`blk ${device} ${what}`, ms);
     const opened: Record<string, Run | string> = {
-      'built-in': (ms) => guest.run(`blk ${disks.tmpfs.device} messages ${what}`, ms),
+      'built-in': (ms) => guest.run(`blk ${disks.tmpfs.device} ${what}`, ms),
       shadow: bridged(vhostUser.shadow),
       direct: bridged(vhostUser.direct),
     };
@@ -99,7 +99,7 @@ const onDisk = (load: Load): Race => ({
     const what = whatOf(load);
     const c = baselines && (await startRunner(processors.place([baselines.blk, image], placement), scope));
     return {
-      'built-in': (ms) => guest.run(`blk ${device} messages ${what}`, ms),
+      'built-in': (ms) => guest.run(`blk ${device} ${what}`, ms),
       c: c === undefined ? 'no gcc' : (ms) => c.run(what, ms),
     };
   },

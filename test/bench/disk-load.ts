@@ -22,7 +22,10 @@ function xorshift32(): () => number {
   };
 }
 
-/** A disk that is read or written at random places, without copies on this side. */
+/**
+ * A disk that is read or written at random places, without copies on this side. Its queue has an eventfd of its own: what
+ * a driver does who wants speed.
+ */
 export class DiskLoad {
   readonly #driver: BlkDriver;
   readonly #buffers: readonly GuestBuffer[];
@@ -32,8 +35,9 @@ export class DiskLoad {
     this.#buffers = Array.from({ length: depthMax }, () => driver.device.memory.alloc(transferMax, 4096));
   }
 
-  static async open(bus: GuestBus, device: number, notify: 'messages' | 'own'): Promise<DiskLoad> {
-    return new DiskLoad(await BlkDriver.open(bus, device, { depth: depthMax, transferBytes: transferMax, notify }));
+  static async open(bus: GuestBus, device: number): Promise<DiskLoad> {
+    const options = { depth: depthMax, transferBytes: transferMax, notify: 'own' } as const;
+    return new DiskLoad(await BlkDriver.open(bus, device, options));
   }
 
   /** @param words kind, bytes and depth of the load, and its milliseconds */

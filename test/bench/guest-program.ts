@@ -4,8 +4,8 @@ import { serveCommands, workText } from './commands.ts';
 import { DiskLoad, diskMemoryBytes, type Work } from './disk-load.ts';
 
 /**
- * The guest of the bench: BUS-SOCKET API-SOCKET BUS. `run ping MS` and `run blk DEVICE messages|own read|write BYTES
- * DEPTH MS` are answered with `COUNT SECONDS`, `attach BACKEND COUNT` with the milliseconds of each.
+ * The guest of the bench: BUS-SOCKET API-SOCKET BUS. `run ping MS` and `run blk DEVICE read|write BYTES DEPTH
+ * MS` are answered with `COUNT SECONDS`, `attach BACKEND COUNT` with the milliseconds of each.
  */
 const [busPath = '', apiPath = '', busId = ''] = process.argv.slice(2);
 const disksMax = 4;
@@ -22,8 +22,8 @@ async function ping(ms: number): Promise<Work> {
   return { count, ms: performance.now() - start };
 }
 
-function diskOf(device: string, notify: string): Promise<DiskLoad> {
-  const disk = disks.get(device) ?? DiskLoad.open(bus, Number(device), notify === 'own' ? 'own' : 'messages');
+function diskOf(device: string): Promise<DiskLoad> {
+  const disk = disks.get(device) ?? DiskLoad.open(bus, Number(device));
   disks.set(device, disk);
   return disk;
 }
@@ -55,7 +55,7 @@ async function attachTimes(backend: string, count: number): Promise<string> {
 
 await serveCommands(async ([verb = '', ...words]) => {
   if (verb === 'attach') return attachTimes(words[0]!, Number(words[1]));
-  const [kind, device = '', notify = '', ...load] = words;
+  const [kind, device = '', ...load] = words;
   if (kind === 'ping') return workText(await ping(Number(device)));
-  return workText(await (await diskOf(device, notify)).run(load));
+  return workText(await (await diskOf(device)).run(load));
 });
