@@ -8,29 +8,40 @@ import type { Scope } from '../../src/kit/scope.ts';
 import type { Prepared } from './prepared.ts';
 import { temporaryDirectory } from './service.ts';
 
-const names = ['shadow', 'direct', 'driver', 'libblkio'] as const;
+/** Exports and the image of each. */
+const exported = {
+  shadow: 'tmpfs',
+  direct: 'tmpfs',
+  driver: 'tmpfs',
+  libblkio: 'tmpfs',
+  'driver-disk': 'disk',
+} as const;
+const names = Object.keys(exported) as (keyof typeof exported)[];
 const startTriesMax = 500;
 const startPauseMs = 10;
 
-/** Sockets of one back-end, each for one front-end at a time, all of the same image. */
-export type Exports = Readonly<Record<(typeof names)[number], string>>;
+/** Sockets of one back-end, each for one front-end at a time. */
+export type Exports = Readonly<Record<keyof typeof exported, string>>;
 
-/** @returns why there is none, where there is none */
+/** @param images file by node. @returns why there is none, where there is none */
 export async function startStorageDaemon(
   daemon: Prepared['storageDaemon'],
-  image: string,
+  images: Readonly<Record<'tmpfs' | 'disk', string>>,
   placed: (command: readonly string[]) => readonly string[],
   scope: Scope,
 ): Promise<Exports | string> {
   if ('missing' in daemon) return `no qemu-storage-daemon: ${daemon.missing}`;
   const directory = temporaryDirectory(tmpdir(), scope);
   const sockets = Object.fromEntries(names.map((name) => [name, path.join(directory, name)])) as Exports;
-  const exported = (name: (typeof names)[number]): string[] => [
+  const nodes = Object.entries(images).flatMap(([node, image]) => [
+    '--blockdev',
+    `driver=file,node-name=${node},filename=${image}`,
+  ]);
+  const exports = names.flatMap((name) => [
     '--export',
-    `type=vhost-user-blk,id=${name},node-name=disk,writable=on,addr.type=unix,addr.path=${sockets[name]}`,
-  ];
-  const disk = ['--blockdev', `driver=file,node-name=disk,filename=${image}`];
-  const [program = '', ...args] = placed([...daemon.command, ...disk, ...names.flatMap(exported)]);
+    `type=vhost-user-blk,id=${name},node-name=${exported[name]},writable=on,addr.type=unix,addr.path=${sockets[name]}`,
+  ]);
+  const [program = '', ...args] = placed([...daemon.command, ...nodes, ...exports]);
   const child = spawn(program, args, { stdio: ['ignore', 'inherit', 'inherit'] });
   scope.defer(() => child.kill('SIGKILL'));
   const allListen = (): boolean => {

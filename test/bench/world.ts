@@ -118,7 +118,7 @@ export async function openWorld(
       disk: { bus: busId, backend: 'disk', deviceNumber: 1 },
     },
   };
-  const exports = await startStorageDaemon(prepared.storageDaemon, images.tmpfs, placed, scope);
+  const exports = await startStorageDaemon(prepared.storageDaemon, images, placed, scope);
   const service = await startService(content, placed, scope);
   const vhostUser = await openVhostUser(service, exports);
   const command = [process.execPath, guestProgram, service.busSocket(busId), service.apiSocket, busId];
