@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../src/app/cli/api-client.ts';
 import type { Scope } from '../../src/kit/scope.ts';
+import { memoryDirectory } from './memory-directory.ts';
 
 const vmsgProgram = fileURLToPath(new URL('../../src/app/vmsg.cjs', import.meta.url));
 const startTriesMax = 1000;
@@ -37,11 +38,13 @@ export async function startService(
 ): Promise<Service> {
   const directory = temporaryDirectory(tmpdir(), scope);
   const config = path.join(directory, 'vmsg.json');
-  writeFileSync(config, JSON.stringify({ stateDir: 'state', runtimeDir: 'run', log: { level: 'warn' }, ...content }));
+  // As /run is: what restarts need lies there in mapped files.
+  const runtimeDir = temporaryDirectory(memoryDirectory(), scope);
+  writeFileSync(config, JSON.stringify({ stateDir: 'state', runtimeDir, log: { level: 'warn' }, ...content }));
   const [program = '', ...args] = placed([process.execPath, vmsgProgram, 'serve', '--config', config]);
   const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'inherit'] });
   scope.defer(() => child.kill('SIGKILL'));
-  const apiSocket = path.join(directory, 'run', 'api.sock');
+  const apiSocket = path.join(runtimeDir, 'api.sock');
   const api = new ApiClient(apiSocket);
   for (let tries = 0; tries < startTriesMax; tries++) {
     if (child.exitCode !== null) throw new Error(`the service ended with ${child.exitCode}`);
@@ -50,7 +53,7 @@ export async function startService(
       () => false,
     );
     if (ready)
-      return { pid: child.pid!, api, apiSocket, busSocket: (bus) => path.join(directory, 'run', 'bus', `${bus}.sock`) };
+      return { pid: child.pid!, api, apiSocket, busSocket: (bus) => path.join(runtimeDir, 'bus', `${bus}.sock`) };
     await sleep(startPauseMs);
   }
   throw new Error('the service does not get ready');

@@ -1,9 +1,10 @@
-import { closeSync, openSync, statfsSync, writeSync } from 'node:fs';
+import { closeSync, openSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { Scope } from '../../src/kit/scope.ts';
+import { isTmpfs, memoryDirectory } from './memory-directory.ts';
 import type { Placement, Processors } from './placement.ts';
 import type { Prepared } from './prepared.ts';
 import { type Runner, startRunner } from './runner.ts';
@@ -125,21 +126,6 @@ export async function openWorld(
   const guest = await startRunner(placed(command), scope);
   const disks = { tmpfs: { image: images.tmpfs, device: 0 }, disk: { image: images.disk, device: 1 } };
   return { guest, disks, vhostUser, exports };
-}
-
-/** A machine without /dev/shm measures its temporary files twice, and the header says so. */
-function memoryDirectory(): string {
-  return isTmpfs('/dev/shm') ? '/dev/shm' : tmpdir();
-}
-
-const tmpfsMagic = 0x01021994;
-
-function isTmpfs(directory: string): boolean {
-  try {
-    return statfsSync(directory).type === tmpfsMagic;
-  } catch {
-    return false;
-  }
 }
 
 /** What kind of file system each place really is here. */
