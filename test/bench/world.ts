@@ -20,7 +20,7 @@ const attachTriesMax = 100;
 const attachPauseMs = 20;
 
 /** Where images lie: in memory, and where the machine keeps temporary files. */
-export const places = ['tmpfs', 'disk'] as const;
+const places = ['tmpfs', 'disk'] as const;
 export type Place = (typeof places)[number];
 
 /** Ways of a service to a vhost-user back-end, see docs/vhost-user.md. */
