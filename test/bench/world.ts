@@ -63,22 +63,24 @@ interface AttachmentBody {
 
 /** Attaches a back-end and looks whether it got the way that was wanted. @returns why it did not, or undefined */
 async function attachVhostUser({ api }: Service, id: DataPath, socket: string, deviceNumber: number) {
+  const [backend, attachment] = [`/v1/backends/${id}`, `/v1/attachments/${id}`];
   let why = '';
   for (const extra of asking[id]) {
     try {
-      await api.call('PUT', `/v1/backends/${id}`, { type: 'vhost-user', device: 'blk', socket, ...extra });
-      await api.call('PUT', `/v1/attachments/${id}`, { bus: busId, backend: id, deviceNumber });
+      await api.call('PUT', backend, { type: 'vhost-user', device: 'blk', socket, ...extra });
+      await api.call('PUT', attachment, { bus: busId, backend: id, deviceNumber });
       for (let tries = 0; tries < attachTriesMax; tries++) {
-        const { status } = (await api.call('GET', `/v1/attachments/${id}`)).body as AttachmentBody;
+        const { status } = (await api.call('GET', attachment)).body as AttachmentBody;
         why = status.reason ?? `the data path is ${status.dataPath}`;
         if (status.state === 'active' && status.dataPath === id) return undefined;
         if (status.state === 'active') break;
         await sleep(attachPauseMs);
       }
-      await api.call('DELETE', `/v1/attachments/${id}`);
     } catch (error) {
       why = (error as Error).message.trim();
     }
+    // Whatever of them was made.
+    for (const path of [attachment, backend]) await api.call('DELETE', path).catch(() => undefined);
   }
   return `no ${id} data path: ${why}`;
 }
