@@ -2,7 +2,7 @@ import type { RatioResult, Result, ValueResult } from './report.ts';
 import type { Held } from './stats.ts';
 
 const width = 960;
-const labelWidth = 330;
+const labelWidth = 350;
 const valueWidth = 150;
 const rowHeight = 22;
 const topSpace = 58;
