@@ -31,6 +31,7 @@ describe('the command line of', () => {
     });
     assert.match(blockdev, /^driver=raw,.*file\.driver=host_device,.*,read-only=on$/);
     assert.match(exported, /writable=off/);
+    assert.match(lineOf({ type: 'qemu-storage-daemon', path: '/dev/shm/a' })[2]!, /file\.driver=file,/);
   });
 
   test('virtiofsd', () => {

@@ -33,9 +33,12 @@ const socketAlone: ProgramArgument = [{ put: 'socket' }];
 /** In QEMU's lists of options a comma in a value is doubled. */
 const qemuValue = (value: string): string => value.replaceAll(',', ',,');
 
+/** Shared memory lies below /dev as well. */
+const isBlockDevice = (path: string): boolean => path.startsWith('/dev/') && !path.startsWith('/dev/shm/');
+
 function storageDaemonArguments(spec: SpecOf<'qemu-storage-daemon'>): ProgramArgument[] {
   const { path, format = 'raw', readOnly = false, queues = 1 } = spec;
-  const driver = path.startsWith('/dev/') ? 'host_device' : 'file';
+  const driver = isBlockDevice(path) ? 'host_device' : 'file';
   const file = [`file.driver=${driver}`, `file.filename=${qemuValue(path)}`];
   const access = readOnly ? ['read-only=on'] : ['discard=unmap'];
   const disk = [`driver=${format}`, 'node-name=disk', ...file, ...access].join(',');
