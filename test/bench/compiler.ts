@@ -13,6 +13,7 @@ const sources = fileURLToPath(new URL('../../../test/bench/c/', import.meta.url)
 export interface Baselines {
   readonly ring: string;
   readonly blk: string;
+  readonly join: string;
   /** Or why there is none. */
   readonly libblkio: readonly string[] | string;
 }
@@ -32,7 +33,8 @@ export function compileBaselines({ libblkio }: Prepared, scope: Scope): Baseline
     if (status !== 0) throw new Error(`gcc does not compile ${name}.c:\n${stderr}`);
     return output;
   };
-  return { ring: compile('ring'), blk: compile('blk'), libblkio: withLibblkio(libblkio, compile) };
+  const [ring, blk, join] = [compile('ring'), compile('blk'), compile('join')];
+  return { ring, blk, join, libblkio: withLibblkio(libblkio, compile) };
 }
 
 type Compile = (name: string, before: readonly string[], after: readonly string[]) => string;

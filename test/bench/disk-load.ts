@@ -23,8 +23,8 @@ function xorshift32(): () => number {
 }
 
 /**
- * A disk that is read or written at random places, without copies on this side. Its queue has an eventfd of its own: what
- * a driver does who wants speed.
+ * A disk that is read or written at random places, without copies on this side. Its queue has a way of its own: what a
+ * driver does who wants speed, and gets without asking where another program works on the queue.
  */
 export class DiskLoad {
   readonly #driver: BlkDriver;

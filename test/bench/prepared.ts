@@ -24,6 +24,9 @@ export function readPrepared(text = process.env.VMSG_BENCH_PREPARED): Prepared {
   return text === undefined ? { storageDaemon: notAsked, libblkio: notAsked } : (JSON.parse(text) as Prepared);
 }
 
+export const missingDaemon = ({ missing }: { readonly missing: string }): string =>
+  `no qemu-storage-daemon: ${missing}`;
+
 /** What was found, one fact a line. */
 export function preparedLines({ storageDaemon, libblkio }: Prepared): string[] {
   const daemon =

@@ -6,10 +6,10 @@ import { fileURLToPath } from 'node:url';
 import type { Scope } from '../../src/kit/scope.ts';
 import { isTmpfs, memoryDirectory } from './memory-directory.ts';
 import type { Placement, Processors } from './placement.ts';
-import type { Prepared } from './prepared.ts';
+import { missingDaemon, type Prepared } from './prepared.ts';
 import { type Runner, startRunner } from './runner.ts';
 import { type Service, startService, temporaryDirectory } from './service.ts';
-import { type Exports, startStorageDaemon } from './storage-daemon.ts';
+import { startStorageDaemon, storageDaemonName } from './storage-daemon.ts';
 
 const guestProgram = fileURLToPath(new URL('./guest-program.js', import.meta.url));
 const busId = 'bench';
@@ -24,31 +24,30 @@ const places = ['tmpfs', 'disk'] as const;
 export type Place = (typeof places)[number];
 
 /** Ways of a service to a vhost-user back-end, see docs/vhost-user.md. */
-export const dataPaths = ['shadow', 'direct'] as const;
+export const dataPaths = ['direct', 'shadow'] as const;
 export type DataPath = (typeof dataPaths)[number];
 
-/** What a backend says to get a way; the first that leads there is used. */
-const asking: Readonly<Record<DataPath, readonly Readonly<Record<string, unknown>>[]>> = {
-  shadow: [{}, { direct: 'never' }],
-  direct: [{ direct: 'force' }],
-};
+/** Back-ends that the bench starts, and the image of each. */
+const exported = { shadow: 'tmpfs', driver: 'tmpfs', libblkio: 'tmpfs', 'driver-disk': 'disk' } as const;
+/** Their sockets, each for one front-end at a time. */
+export type Exports = Readonly<Record<keyof typeof exported, string>>;
 
 /** Backend of `Runner.ask('attach ...')`. */
 export const attachBackend = 'attach';
 
-/** A service, a guest process on its bus, the images of its disks and a back-end that serves one of them too. */
+/** A service, a guest process on its bus, the images of its disks and back-ends that serve them too. */
 export interface World {
   readonly guest: Runner;
   /** The built-in disk of a place: its image, and its device number on the bus. */
   readonly disks: Readonly<Record<Place, { readonly image: string; readonly device: number }>>;
   /** The same image as `tmpfs` through a vhost-user back-end: device number, or why there is none. */
   readonly vhostUser: Readonly<Record<DataPath, number | string>>;
-  /** Sockets of the back-end for others, or why there is none. */
+  /** Sockets of the back-ends, or why there is none. */
   readonly exports: Exports | string;
 }
 
 /** Real bytes in every page: holes would be read without touching memory. */
-function makeImage(directory: string, bytes: number): string {
+export function makeImage(directory: string, bytes: number): string {
   const image = path.join(directory, `disk-${bytes}.img`);
   const fd = openSync(image, 'w');
   const chunk = new Uint8Array(Math.min(chunkBytes, bytes)).map((_, i) => i * 31 + (i >>> 8));
@@ -58,44 +57,60 @@ function makeImage(directory: string, bytes: number): string {
 }
 
 interface AttachmentBody {
-  readonly status: { readonly state: string; readonly reason?: string; readonly dataPath?: string };
+  readonly status: Readonly<Record<'state' | 'dataPath', string> & Record<'reason' | 'dataPathReason', string | null>>;
 }
 
-/** Attaches a back-end and looks whether it got the way that was wanted. @returns why it did not, or undefined */
-async function attachVhostUser({ api }: Service, id: DataPath, socket: string, deviceNumber: number) {
-  const [backend, attachment] = [`/v1/backends/${id}`, `/v1/attachments/${id}`];
+/**
+ * Attaches a back-end and looks whether it got the way that was wanted.
+ * @param spec of the backend. @returns why it did not, or undefined
+ */
+async function attachVhostUser({ api }: Service, id: DataPath, spec: object, deviceNumber: number) {
   let why = '';
-  for (const extra of asking[id]) {
-    try {
-      await api.call('PUT', backend, { type: 'vhost-user', device: 'blk', socket, ...extra });
-      await api.call('PUT', attachment, { bus: busId, backend: id, deviceNumber });
-      for (let tries = 0; tries < attachTriesMax; tries++) {
-        const { status } = (await api.call('GET', attachment)).body as AttachmentBody;
-        why = status.reason ?? `the data path is ${status.dataPath}`;
-        if (status.state === 'active' && status.dataPath === id) return undefined;
-        if (status.state === 'active') break;
-        await sleep(attachPauseMs);
-      }
-    } catch (error) {
-      why = (error as Error).message.trim();
+  try {
+    await api.call('PUT', `/v1/backends/${id}`, spec);
+    await api.call('PUT', `/v1/attachments/${id}`, { bus: busId, backend: id, deviceNumber });
+    for (let tries = 0; tries < attachTriesMax; tries++) {
+      const { status } = (await api.call('GET', `/v1/attachments/${id}`)).body as AttachmentBody;
+      if (status.state === 'active' && status.dataPath === id) return undefined;
+      why = status.reason ?? status.dataPathReason ?? `it is ${status.state}`;
+      if (status.state === 'active') break;
+      await sleep(attachPauseMs);
     }
-    // Whatever of them was made.
-    for (const path of [attachment, backend]) await api.call('DELETE', path).catch(() => undefined);
+  } catch (error) {
+    why = (error as Error).message.trim();
   }
   return `no ${id} data path: ${why}`;
 }
 
-async function openVhostUser(service: Service, exports: Exports | string): Promise<World['vhostUser']> {
-  if (typeof exports === 'string') return { shadow: exports, direct: exports };
-  const found: Record<DataPath, number | string> = { shadow: '', direct: '' };
+async function openVhostUser(service: Service, exports: Exports | string, image: string): Promise<World['vhostUser']> {
+  if (typeof exports === 'string') return { direct: exports, shadow: exports };
+  const specs: Readonly<Record<DataPath, object>> = {
+    direct: { type: storageDaemonName, path: image },
+    shadow: { type: 'vhost-user', device: 'blk', socket: exports.shadow, dataPath: 'shadow' },
+  };
+  const found: Record<DataPath, number | string> = { direct: '', shadow: '' };
   for (const [i, id] of dataPaths.entries()) {
     const number = places.length + i;
-    found[id] = (await attachVhostUser(service, id, exports[id], number)) ?? number;
+    found[id] = (await attachVhostUser(service, id, specs[id], number)) ?? number;
   }
   return found;
 }
 
-/** Starts service, back-end and guest; everything ends with the scope. */
+/** One process for each: none has more to wait for than the one that the service starts. */
+async function startExports(
+  command: readonly string[],
+  images: Readonly<Record<Place, string>>,
+  placed: (command: readonly string[]) => readonly string[],
+  scope: Scope,
+): Promise<Exports> {
+  const sockets: Record<string, string> = {};
+  for (const [name, place] of Object.entries(exported)) {
+    sockets[name] = await startStorageDaemon(command, images[place], placed, scope);
+  }
+  return sockets as Exports;
+}
+
+/** Starts service, back-ends and guest; everything ends with the scope. */
 export async function openWorld(
   placement: Placement,
   { processors, prepared }: { readonly processors: Processors; readonly prepared: Prepared },
@@ -108,7 +123,9 @@ export async function openWorld(
     disk: makeImage(temporaryDirectory(tmpdir(), scope), imageBytes),
   };
   const blk = (image: string) => ({ type: 'blk', path: image });
+  const daemon = prepared.storageDaemon;
   const content = {
+    ...('missing' in daemon ? {} : { programs: { [storageDaemonName]: { command: daemon.command } } }),
     domains: { bench: {} },
     buses: { [busId]: { domain: 'bench', transport: 'loopback', role: 'driver' } },
     backends: {
@@ -121,9 +138,10 @@ export async function openWorld(
       disk: { bus: busId, backend: 'disk', deviceNumber: 1 },
     },
   };
-  const exports = await startStorageDaemon(prepared.storageDaemon, images, placed, scope);
+  const exports =
+    'missing' in daemon ? missingDaemon(daemon) : await startExports(daemon.command, images, placed, scope);
   const service = await startService(content, placed, scope);
-  const vhostUser = await openVhostUser(service, exports);
+  const vhostUser = await openVhostUser(service, exports, images.tmpfs);
   const command = [process.execPath, guestProgram, service.busSocket(busId), service.apiSocket, busId];
   const guest = await startRunner(placed(command), scope);
   const disks = { tmpfs: { image: images.tmpfs, device: 0 }, disk: { image: images.disk, device: 1 } };
