@@ -30,7 +30,8 @@ export async function startStorageDaemon(
     pieces.map((piece) => (typeof piece === 'string' ? piece : socket)).join(''),
   );
   const [program = '', ...args] = placed(words);
-  const child = spawn(program, args, { stdio: ['ignore', 'inherit', 'inherit'] });
+  // A session of its own, as the service gives it: Linux shares processors out between sessions (sched_autogroup).
+  const child = spawn(program, args, { stdio: ['ignore', 'inherit', 'inherit'], detached: true });
   scope.defer(() => child.kill('SIGKILL'));
   for (let tries = 0; tries < startTriesMax; tries++) {
     if (isListening(socket)) return socket;

@@ -14,8 +14,9 @@ interface Entry {
   readonly [field: string]: string | number | null;
 }
 
-const fields = ['name', 'unit', 'ours', 'baseline', 'baselineName', 'ratio', 'low', 'high', 'bar'];
-const compared = ['baseline', 'ratio', 'low', 'high'] as const;
+const judged = ['low', 'high', 'bar', 'stretch', 'held'];
+const sides = ['ours', 'baseline', 'oursName', 'baselineName', 'ratio'];
+const fields = ['kind', 'name', 'unit', ...sides, ...judged, 'missing'];
 
 interface Outcome {
   readonly code: number | null;
@@ -41,18 +42,17 @@ function bench(args: readonly string[], env: Readonly<Record<string, string>> = 
 }
 
 function readEntries(file: string): Entry[] {
-  const report = JSON.parse(readFileSync(join(directory, file), 'utf8')) as { results: Entry[] };
-  assert.deepEqual(Object.keys(report), ['results']);
-  for (const entry of report.results) {
-    assert.deepEqual(Object.keys(entry), fields);
-    assert.ok(typeof entry.ours === 'number' && entry.ours > 0, `${entry.name}: ${entry.ours}`);
-  }
+  const report = JSON.parse(readFileSync(join(directory, file), 'utf8')) as { facts: string[]; results: Entry[] };
+  assert.deepEqual(Object.keys(report), ['facts', 'results']);
+  for (const entry of report.results) assert.deepEqual(new Set(Object.keys(entry)), new Set(fields));
   return report.results;
 }
 
-test('one item gives a table, JSON and Markdown', async () => {
+const isMeasured = (value: Entry[string] | undefined): boolean => typeof value === 'number' && value > 0;
+
+test('one item gives a table, JSON, Markdown and a plot', async () => {
   const { code, stdout, stderr } = await bench(
-    ['--quick', '--only', 'ring throughput 64', '--json', 'out.json', '--md', 'out.md'],
+    ['--quick', '--only', 'ring throughput 64', '--json', 'out.json', '--md', 'out.md', '--svg', 'out.svg'],
     {},
   );
   assert.equal(code, 0, stderr);
@@ -62,9 +62,14 @@ test('one item gives a table, JSON and Markdown', async () => {
   const [entry, ...others] = readEntries('out.json');
   assert.deepEqual(others, []);
   assert.deepEqual([entry?.name, entry?.unit, entry?.bar], ['ring throughput 64 B', 'M/s', 0.2]);
-  const type = spawnSync('gcc', ['--version']).error === undefined ? 'number' : 'object';
-  for (const field of compared) assert.equal(typeof entry?.[field], type, field);
+  assert.ok(isMeasured(entry?.ours), String(entry?.ours));
+  const hasCompiler = spawnSync('gcc', ['--version']).error === undefined;
+  for (const field of ['baseline', 'ratio']) assert.equal(isMeasured(entry?.[field]), hasCompiler, field);
+  assert.equal(entry?.missing, hasCompiler ? null : 'no gcc');
+  // Too few rounds for an interval.
+  for (const field of ['low', 'high']) assert.equal(entry?.[field], null, field);
   assert.match(readFileSync(join(directory, 'out.md'), 'utf8'), /^\| ring throughput 64 B \| M\/s \| [\d.]+/m);
+  assert.match(readFileSync(join(directory, 'out.svg'), 'utf8'), /^<svg /);
 });
 
 test('without a compiler ours is reported alone', async () => {
@@ -74,8 +79,25 @@ test('without a compiler ours is reported alone', async () => {
   const { code, stdout, stderr } = await bench(args, { PATH: empty });
   assert.equal(code, 0, stderr);
   assert.match(stdout, /no gcc/);
-  const [entry] = readEntries('alone.json');
-  for (const field of [...compared, 'baselineName']) assert.equal(entry?.[field], null, field);
+  for (const entry of readEntries('alone.json')) {
+    assert.ok(isMeasured(entry.ours), String(entry.ours));
+    for (const field of ['baseline', 'ratio', 'held']) assert.equal(entry[field], null, field);
+    assert.equal(entry.missing, 'no gcc');
+  }
+});
+
+test('without qemu-storage-daemon its rows are empty and say so', async () => {
+  const env = { VMSG_BENCH_PREPARED: '{"storageDaemon":{"missing":"gone"},"libblkio":{"missing":"gone"}}' };
+  const { code, stdout, stderr } = await bench(['--quick', '--only', 'joined', '--json', 'none.json'], env);
+  assert.equal(code, 0, stderr);
+  assert.match(stdout, /^not measured: no qemu-storage-daemon: gone$/m);
+  for (const { ours, ratio } of readEntries('none.json')) assert.deepEqual([ours, ratio], [null, null]);
+});
+
+test('--publish takes neither parts nor short runs', async () => {
+  const { code, stderr } = await bench(['--publish', '--quick']);
+  assert.equal(code, 2);
+  assert.match(stderr, /at full length/);
 });
 
 test('a name that nothing has is refused with the names there are', async () => {
