@@ -129,6 +129,8 @@ async function echoingHost() {
   });
   host.bind(0, '127.0.0.1');
   await once(host, 'listening');
+  // A job that a guest left is not closed.
+  host.unref();
   return { host, heard };
 }
 

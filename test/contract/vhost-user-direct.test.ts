@@ -192,6 +192,27 @@ describe('a vhost-user back-end on the memory of the guest', () => {
       await isDirect(rig);
     }));
 
+  test('that resets slowly does not disturb the next guest', () =>
+    withDirect(async (rig) => {
+      const blk = await openDisk(await rig.guest());
+      await use(blk, 1);
+      let reset = (): void => {};
+      rig.habits.delay.set(
+        'RESET_DEVICE',
+        new Promise((resolve) => {
+          reset = resolve;
+        }),
+      );
+      await blk.close();
+      rig.guestBus.close();
+      const device = await VirtioDevice.open(await rig.guest(), deviceNumber);
+      await device.close();
+      rig.habits.delay.clear();
+      reset();
+      await use(await openDisk(rig.guestBus), 2);
+      await isDirect(rig);
+    }));
+
   test('does not get the memory of a guest that shares none, and has no queue', () =>
     withDirect(async (rig) => {
       const device = await VirtioDevice.open(await rig.guest(), deviceNumber);

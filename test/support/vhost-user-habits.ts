@@ -14,6 +14,8 @@ export interface Habits {
   readonly refuse: Set<string>;
   /** Never answered. */
   readonly ignore: Set<string>;
+  /** Looked at no earlier; nothing else is asked meanwhile. */
+  readonly delay: Map<string, Promise<void>>;
   /** Answered with bytes that are no message. */
   readonly babble: Set<string>;
   /** Protocol features that it does not have. */
@@ -24,6 +26,7 @@ export const goodHabits = (): Habits => ({
   log: [],
   refuse: new Set(),
   ignore: new Set(),
+  delay: new Map(),
   babble: new Set(),
   without: FeatureSet.empty,
 });
@@ -43,7 +46,10 @@ export class HabitChannel implements MessageChannel {
   start(events: ChannelEvents): void {
     this.#inner.start({
       received: (message) => {
-        if (!this.#isKept(message)) events.received(message);
+        if (this.#isKept(message)) return;
+        const delay = this.#habits.delay.get(requestName(message.request));
+        if (delay === undefined) events.received(message);
+        else void delay.then(() => events.received(message));
       },
       ended: (reason, violation) => events.ended(reason, violation),
     });

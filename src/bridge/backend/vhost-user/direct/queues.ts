@@ -48,6 +48,8 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
   #holds = false;
   /** Queues that the program does not have yet. */
   #prepared: DirectQueue[] = [];
+  /** Queues that are not stopped yet. */
+  #stopping = 0;
   #watchdog: Timer | undefined;
   /** The device goes, and is not used by another guest. */
   #ending = false;
@@ -222,10 +224,12 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
       return;
     }
     this.#queues.delete(index);
+    this.#stopping += 1;
     const stopped = this.#program.do(async (connection) => {
       if (queue.started) await this.#halt(connection, queue);
     });
     void stopped.then(() => {
+      this.#stopping -= 1;
       queue.close();
       done();
     });
@@ -256,7 +260,9 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
 
   stopAll(done: () => void): void {
     for (const index of [...this.#queues.keys()]) this.stop(index, () => {});
-    this.#afterAll(done);
+    // A device whose queues have stopped is not in the middle of a reset, whatever else the program has to do.
+    if (this.#stopping === 0) done();
+    else this.#afterAll(done);
   }
 
   drainAll(done: () => void): void {
