@@ -1,4 +1,5 @@
 import { cpus, loadavg, release } from 'node:os';
+import { whyNoRing } from '../../src/bridge/backend/ring-io.ts';
 import type { Comparison, Race, Value } from './item.ts';
 import { type Estimate, type Held, held, inUnits, median, ratioOf, type Sample } from './stats.ts';
 import { describePlaces } from './world.ts';
@@ -84,12 +85,14 @@ export function ratioResult(
 /** What the numbers were measured on, one fact a line. */
 export function machineLines(): string[] {
   const processors = cpus();
+  const noRing = whyNoRing();
   return [
     `cpu    ${processors.length} x ${processors[0]?.model.trim() || process.arch}`,
     `kernel Linux ${release()}`,
     `node   ${process.version}`,
     `load   ${loadavg()[0]?.toFixed(2)} in the last minute, before the measurements`,
     `images ${describePlaces()}`,
+    `disks  ${noRing === null ? 'io_uring' : `thread pool: ${noRing}`}`,
   ];
 }
 
