@@ -14,6 +14,7 @@ import {
   initramfsModules,
   kernelMetaPackage,
   kernelModules,
+  packageParts,
   rootPackages,
   xenDirectory,
 } from './packages.mjs';
@@ -99,7 +100,7 @@ async function build(cache, archive, packages, tree) {
       const [root, rest] = ['root', 'rest'].map((name) => path.join(scratch, name));
       for (const directory of [root, rest]) mkdirSync(directory);
       // base-files first: it says which directories are links.
-      for (const name of rootPackages) await unpackDeb(fileOf.get(name), root);
+      for (const name of rootPackages) await unpackDeb(fileOf.get(name), root, packageParts[name]);
       await unpackDeb(fileOf.get(hypervisorPackage), rest, ['./boot/xen-*']);
       const xen = readdirSync(path.join(rest, 'boot')).find((name) => /^xen-[\d.]+-arm64$/.test(name));
       renameSync(path.join(rest, 'boot', xen), path.join(tree, 'xen'));
@@ -128,7 +129,8 @@ export async function baseImage(cache, archive) {
     const packages = await choosePackages(archive);
     archive.warnUntested(packages);
     const digests = packages.map(({ sha256 }) => sha256);
-    const key = keyOf(recipeVersion, digests, guestNode, kernelModules, readFileSync(initramfsInit, 'utf8'));
+    const parts = [packageParts, guestNode, kernelModules, readFileSync(initramfsInit, 'utf8')];
+    const key = keyOf(recipeVersion, digests, ...parts);
     const tree = await cache.tree(`base-${key}`, (directory) => build(cache, archive, packages, directory));
     const at = (name) => path.join(tree, name);
     return {

@@ -21,10 +21,10 @@ const quoted = (value) => value.replaceAll(',', ',,');
 /**
  * QEMU's arguments for one boot. One virtual processor: several are slower under emulation.
  * @param {import('./image.mjs').Image} image
- * @param {{xsm?: 'silo' | 'dummy', dom0Arguments: string[], job?: string, serialLog: string, tap?: string}} options
- *   without a job the serial line is on our terminal, with it on the log only, and what the job prints is on stdout
+ * @param {{xsm?: 'silo' | 'dummy', dom0Arguments: string[], job?: string, moreDisks?: string[], serialLog: string,
+ *   tap?: string}} options without a job the serial line is on our terminal, with it on the log only, and what the job prints is on stdout
  */
-export function qemuArguments({ base, app }, { xsm, dom0Arguments, job, serialLog, tap }) {
+export function qemuArguments({ base, app }, { xsm, dom0Arguments, job, moreDisks = [], serialLog, tap }) {
   const xen = [`dom0_mem=${dom0MiB}M`, 'console=dtuart', 'bootscrub=0', 'conring_size=1m'];
   if (xsm !== undefined) xen.push(`xsm=${xsm}`);
   // Self-tests of ciphers and security modules take a third of the kernel's start under emulation.
@@ -40,7 +40,7 @@ export function qemuArguments({ base, app }, { xsm, dom0Arguments, job, serialLo
     'cma=0',
   ];
   const dom0 = ['console=hvc0', 'loglevel=4', 'panic=1', ...quick, 'rdinit=/init', 'vmsg.disk=vd', ...dom0Arguments];
-  const disks = [base.disk, app, ...(job === undefined ? [] : [job])].flatMap((file, i) => [
+  const disks = [base.disk, app, ...(job === undefined ? [] : [job]), ...moreDisks].flatMap((file, i) => [
     '-drive',
     `if=none,id=disk${i},file=${quoted(file)},format=raw,readonly=on`,
     '-device',
@@ -149,12 +149,12 @@ function writeJob(file, script) {
 /**
  * Boots dom0, runs a shell script in it and ends with it.
  * @param {import('./image.mjs').Image} image
- * @param {{name: string, script: string, xsm?: 'silo' | 'dummy', tap?: string, onText: (text: string) => void}} job
- *   `name` names the log; /dev/virtio-ports/tap inside is the file `tap` here; `onText` gets what the script prints
+ * @param {{name: string, script: string, xsm?: 'silo' | 'dummy', moreDisks?: string[], tap?: string,
+ *   onText: (text: string) => void}} job `name` names the log; `moreDisks` are /dev/vdd and so on, read-only; /dev/virtio-ports/tap inside is the file `tap` here; `onText` gets what the script prints
  * @returns {Promise<{status: number, bootMs: number, serialLog: string} | {failure: string, serialLog: string}>} the script's exit status
  *   and the time until it began, or why it did not end
  */
-export async function runInDom0(image, { name, script, xsm, tap, onText }) {
+export async function runInDom0(image, { name, script, xsm, moreDisks, tap, onText }) {
   const began = performance.now();
   const serialLog = path.join(image.directory, `${name}.log`);
   const directory = mkdtempSync(path.join(image.directory, 'job-'));
@@ -175,7 +175,7 @@ export async function runInDom0(image, { name, script, xsm, tap, onText }) {
   try {
     writeJob(job, script);
     rmSync(serialLog, { force: true });
-    const options = { xsm, dom0Arguments: ['vmsg.mode=job'], job, serialLog, tap };
+    const options = { xsm, dom0Arguments: ['vmsg.mode=job'], job, moreDisks, serialLog, tap };
     const { child, ended, kill } = start(
       [...image.qemu.command, ...qemuArguments(image, options)],
       ['pipe', 'pipe', 'inherit'],

@@ -14,10 +14,12 @@ export const rootPackages = [
   'libatomic1',
   'libbz2-1.0',
   'libc6',
+  'libcap-ng0',
   'libfdt1',
   'libgcc-s1',
   'liblzma5',
   'libncurses6',
+  'libsmartcols1',
   'libstdc++6',
   'libtinfo6',
   'libuuid1',
@@ -33,10 +35,14 @@ export const rootPackages = [
   'libxentoollog1',
   'libyajl2',
   'libzstd1',
+  'util-linux',
   'xen-utils-4.20',
   'xenstore-utils',
   'zlib1g',
 ];
+
+/** Of these packages only some files are unpacked. Busybox lacks what the service starts programs with. */
+export const packageParts = { 'util-linux': ['./usr/bin/prlimit', './usr/bin/setpriv'] };
 
 /** From the first version to below the second one everything was tested; others are used with a warning. */
 export const testedVersions = {

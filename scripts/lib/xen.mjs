@@ -1,8 +1,11 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { availableParallelism, freemem } from 'node:os';
 import path from 'node:path';
+import { programDisk } from '../../deploy/backends/disk.mjs';
+import { backendTable } from '../../deploy/backends/table.mjs';
 import { dom0Shell, runInDom0, tailOf } from '../../deploy/qemu/boot.mjs';
 import { buildImage } from '../../deploy/qemu/image.mjs';
+import { guestArchitecture } from '../../deploy/qemu/packages.mjs';
 import { prepare } from './build.mjs';
 import { endOnSignal, secondsSince, UserError } from './process.mjs';
 import { TapReader } from './tap.mjs';
@@ -11,15 +14,18 @@ import { Turns } from './turns.mjs';
 
 /**
  * The test files of a directory below test/xen share one emulated machine; those without `xsm` boot as Debian does, with
- * SILO. What takes longest comes first.
+ * SILO. That with `programs` has a disk with the vhost-user programs of others. What takes longest comes first.
  */
-const machines = { load: {}, domains: {}, dummy: { xsm: 'dummy' } };
+const machines = { load: {}, domains: {}, backends: { programs: true }, dummy: { xsm: 'dummy' } };
 /** One machine keeps one processor busy. */
 const machinesAtOnce = 2;
 const machineBytes = 3.5 * 1024 ** 3;
 const testDirectory = 'dist/test/xen/';
 /** Longest time of one file in dom0. */
 const fileLimitMs = 10 * 60_000;
+/** Where dom0 mounts the programs, its fourth disk. */
+const programFolder = '/backends';
+const programDevice = '/dev/vdd';
 
 export const isXenTest = (file) => file.startsWith(testDirectory);
 
@@ -60,6 +66,12 @@ function xsmOf(args) {
 
 const shellWord = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
+/** Makes programs ready in dom0, and says how tests start them. */
+function programScript(programs) {
+  const mount = `mkdir ${programFolder} && mount -t ext4 -o ro ${programDevice} ${programFolder}`;
+  return `${mount} || exit 1\nexport VMSG_BACKEND_PROGRAMS=${shellWord(JSON.stringify(programs))}\n`;
+}
+
 function testScript(files, options, onTerminal) {
   const reporters = onTerminal
     ? [
@@ -90,6 +102,8 @@ export async function runXenTests(files, options, output) {
   const jobs = names
     .map((name) => ({ name, chosen: files.filter((file) => machineOf(file) === name) }))
     .filter(({ chosen }) => chosen.length > 0);
+  const needsPrograms = jobs.some(({ name }) => machines[name].programs);
+  const programs = needsPrograms ? await arm64Programs() : undefined;
   const turns = new Turns(output, jobs.length);
   const waiting = [...jobs.entries()];
   const reports = jobs.map(() => []);
@@ -97,7 +111,7 @@ export async function runXenTests(files, options, output) {
   const work = async () => {
     for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
       const [turn, { name, chosen }] = next;
-      const outcome = await runInMachine(image, name, chosen, options, turns.output(turn));
+      const outcome = await runInMachine({ image, programs }, name, chosen, options, turns.output(turn));
       status = outcome.status || status;
       reports[turn] = outcome.report;
       turns.end(turn);
@@ -110,6 +124,8 @@ export async function runXenTests(files, options, output) {
   return status;
 }
 
+const arm64Programs = () => programDisk(guestArchitecture, Object.keys(backendTable), programFolder, log);
+
 const machineOf = (file) => file.slice(testDirectory.length).split('/')[0];
 
 function room() {
@@ -118,7 +134,8 @@ function room() {
 }
 
 /** @returns {Promise<{status: number, report: string[]}>} */
-async function runInMachine(image, name, files, options, output) {
+async function runInMachine({ image, programs }, name, files, options, output) {
+  const { xsm, programs: hasPrograms = false } = machines[name];
   const start = performance.now();
   const reader = new TapReader();
   const readTap = (text) => {
@@ -128,8 +145,9 @@ async function runInMachine(image, name, files, options, output) {
   const tap = output.onTerminal ? path.join(image.directory, `${name}.tap`) : undefined;
   const outcome = await runInDom0(image, {
     name,
-    script: testScript(files, options, output.onTerminal),
-    ...machines[name],
+    script: (hasPrograms ? programScript(programs.programs) : '') + testScript(files, options, output.onTerminal),
+    xsm,
+    moreDisks: hasPrograms ? [programs.disk] : [],
     tap,
     onText: (text) => (output.onTerminal ? output.show(text) : readTap(text)),
   });
@@ -143,6 +161,7 @@ async function runInMachine(image, name, files, options, output) {
   log(`${files.length} test files in the Xen machine ${name} took ${secondsSince(start)}`);
   if (outcome.status !== 0) log(`What dom0 printed is in ${path.relative(root, outcome.serialLog)}.`);
   const bootSeconds = (outcome.bootMs / 1000).toFixed(1);
-  const measured = reader.remarks.map(({ test, text }) => `    ${text}  (${test})`);
+  // Rows of a table are for the documentation as they are.
+  const measured = reader.remarks.map(({ test, text }) => (text.startsWith('|') ? text : `    ${text}  (${test})`));
   return { status: outcome.status, report: [`  ${name}: dom0 ready after ${bootSeconds} s`, ...measured] };
 }

@@ -2,11 +2,13 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { limits } from '../../src/kit/limits.ts';
 import type { Closable } from '../../src/kit/scope.ts';
+import { Mapping } from '../../src/libc/mapping.ts';
 import {
   type GrantMapper,
   type GrantSharer,
   grantPageBytes,
-  type HypervisorFault,
+  type HandedPages,
+  HypervisorFault,
   type SharedPages,
 } from '../../src/ports/hypervisor.ts';
 import { granted, type HypervisorBench, type MakeBench, refused, withBench } from '../support/hypervisor-bench.ts';
@@ -44,6 +46,7 @@ export function grantCases(make: MakeBench): void {
   memoryCases(withGrants);
   faultCases(withGrants);
   lifeCases(withGrants);
+  handOverCases(withGrants);
 }
 
 type WithGrants = (run: (grants: Grants) => void) => Promise<void>;
@@ -198,5 +201,72 @@ function lifeCases(withGrants: WithGrants): void {
       assert.equal(mapped.length, 0);
       sharer.close();
       assert.equal(page.bytes.length, 0);
+    }));
+}
+
+/** Maps what was handed over as a program does that knows nothing of Xen. */
+const mapPlainly = ({ fd, offset }: HandedPages, pages: number): Mapping =>
+  Mapping.map(fd, Number(offset), pages * grantPageBytes, { writable: true });
+
+function handOverCases(withGrants: WithGrants): void {
+  test('pages that are handed over appear through a plain mmap, both ways', () =>
+    withGrants(({ share, own, mapper, bench }) => {
+      const pages = 64;
+      const { bytes, references } = share(pages);
+      for (let page = 0; page < pages; page++) pageOf(bytes, page).fill(page + 1);
+      const handed = own(granted(mapper.handOver(bench.guest.domid, references)));
+      const mapped = own(mapPlainly(handed, pages)).bytes;
+      assert.equal(mapped.length, pages * grantPageBytes);
+      for (let page = 0; page < pages; page++) {
+        assert.deepEqual(pageOf(mapped, page), new Uint8Array(grantPageBytes).fill(page + 1));
+      }
+      pageOf(mapped, 40)[7] = 99;
+      pageOf(bytes, 3)[8] = 98;
+      assert.deepEqual([pageOf(bytes, 40)[7], pageOf(mapped, 3)[8]], [99, 98]);
+    }));
+
+  test('pages are handed over again and again, beside a mapping and each other', () =>
+    withGrants(({ share, map, own, mapper, bench }) => {
+      const { bytes, references } = share(2);
+      const here = map(references);
+      const views = [1, 2, 3].map(() => mapPlainly(own(granted(mapper.handOver(bench.guest.domid, references))), 2));
+      for (const view of views) own(view);
+      views[1]!.bytes[5] = 55;
+      for (const seen of [bytes, here, ...views.map((view) => view.bytes)]) assert.equal(seen[5], 55);
+    }));
+
+  test('what was mapped stays when the descriptor is closed', () =>
+    withGrants(({ share, own, mapper, bench }) => {
+      const { bytes, references } = share(1);
+      const handed = granted(mapper.handOver(bench.guest.domid, references));
+      const mapped = own(mapPlainly(handed, 1)).bytes;
+      handed.close();
+      bytes[0] = 7;
+      mapped[1] = 8;
+      assert.deepEqual([mapped[0], bytes[1]], [7, 8]);
+    }));
+
+  test('what was handed over outlives the share, and what is shared next is other memory', () =>
+    withGrants(({ share, own, mapper, bench }) => {
+      const page = share(1);
+      page.bytes[0] = 7;
+      const mapped = own(mapPlainly(own(granted(mapper.handOver(bench.guest.domid, page.references))), 1)).bytes;
+      page.close();
+      const next = share(1);
+      assert.deepEqual([mapped[0], next.bytes[0]], [7, 0]);
+      next.bytes.fill(1);
+      assert.equal(mapped[0], 7);
+    }));
+
+  test('bad references are refused, at once or when they are mapped', () =>
+    withGrants(({ share, own, mapper, bench }) => {
+      const { references } = share(2);
+      for (const bad of [[60_000], [references[0]!, 60_000, references[1]!], [0xffff_ffff]]) {
+        const handed = mapper.handOver(bench.guest.domid, Uint32Array.from(bad));
+        if (handed instanceof HypervisorFault) assert.deepEqual([handed.first, handed.count], [bad[0], bad.length]);
+        else assert.throws(() => mapPlainly(own(handed), bad.length), { code: 'system-call' });
+      }
+      const good = own(granted(mapper.handOver(bench.guest.domid, references)));
+      assert.equal(own(mapPlainly(good, 2)).bytes.length, 2 * grantPageBytes);
     }));
 }

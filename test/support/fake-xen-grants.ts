@@ -234,7 +234,14 @@ export class FakeGrantMapper extends FakeGrants implements GrantMapper {
       if (frames !== undefined) table?.give(own);
       return new HypervisorFault('ioctl(GNTDEV_MAP_GRANT_REF)', 'EINVAL', domid, own[0]!, own.length);
     }
-    return { ...handed, close: () => table.give(own) };
+    let open = true;
+    return {
+      ...handed,
+      close: () => {
+        if (open) table.give(own);
+        open = false;
+      },
+    };
   }
 }
 

@@ -1,16 +1,20 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { describe, test } from 'node:test';
 import { Scope } from '../../../src/kit/scope.ts';
+import { Mapping } from '../../../src/libc/mapping.ts';
 import { LoopPoller } from '../../../src/libc/poll.ts';
-import { asDomid, HypervisorFault } from '../../../src/ports/hypervisor.ts';
+import { asDomid, grantPageBytes, HypervisorFault } from '../../../src/ports/hypervisor.ts';
 import { DomainWatcher } from '../../../src/xen/domains.ts';
 import { XenHypervisor } from '../../../src/xen/hypervisor.ts';
 import { XsmDetector } from '../../../src/xen/xsm.ts';
 import { hypervisorContract } from '../../contract/hypervisor-contract.ts';
 import { granted, until } from '../../support/hypervisor-bench.ts';
 import { realBench } from '../../support/xen-real-bench.ts';
-import { xl } from '../support/dom0.ts';
+import { activeGrants, xl } from '../support/dom0.ts';
 import { createDomain } from '../support/domains.ts';
+import { eventually } from '../support/eventually.ts';
 
 hypervisorContract({ name: 'Xen, dom0 with itself', make: () => realBench(asDomid(0)!) });
 
@@ -83,5 +87,49 @@ describe('Xen as dom0 sees it', () => {
         scope.close();
         await domain.destroy();
       }
+    }));
+});
+
+describe('Pages that are handed over', () => {
+  const pages = 3;
+  const map = (fd: number, count: number): Mapping => Mapping.map(fd, 0, count * grantPageBytes, { writable: true });
+
+  test('are mapped all at once, and only once', () =>
+    withXen((xen, scope) => {
+      const self = asDomid(0)!;
+      const { references } = scope.own(scope.own(xen.openGrantSharer()).share(self, pages));
+      const mapper = scope.own(xen.openGrantMapper());
+      const handed = scope.own(granted(mapper.handOver(self, references)));
+      assert.equal(handed.offset, 0n);
+      for (const count of [pages - 1, pages + 1]) assert.throws(() => map(handed.fd, count), { errnoName: 'EINVAL' });
+      const first = scope.own(map(handed.fd, pages));
+      assert.throws(() => map(handed.fd, pages), { errnoName: 'EINVAL' });
+      first.close();
+      assert.throws(() => map(handed.fd, pages), { errnoName: 'EINVAL' });
+    }));
+
+  test('stay mapped until nothing maps them and the last copy of the descriptor is closed', () =>
+    withXen(async (xen, scope) => {
+      const self = asDomid(0)!;
+      const { references } = scope.own(scope.own(xen.openGrantSharer()).share(self, pages));
+      const mapper = scope.own(xen.openGrantMapper());
+      const inUse = async (): Promise<number> => {
+        const found = (await activeGrants()).get(self) ?? [];
+        return found.filter(({ reference }) => references.includes(reference)).length;
+      };
+      const handed = scope.own(granted(mapper.handOver(self, references)));
+      const holder = spawn('sleep', ['600'], { stdio: ['ignore', 'ignore', 'ignore', handed.fd] });
+      try {
+        const mapping = scope.own(map(handed.fd, pages));
+        assert.equal(await inUse(), pages);
+        handed.close();
+        assert.equal(await inUse(), pages);
+        mapping.close();
+        assert.equal(await inUse(), pages, 'another process has the descriptor');
+      } finally {
+        holder.kill('SIGKILL');
+        await once(holder, 'exit');
+      }
+      await eventually(async () => ((await inUse()) === 0 ? true : undefined), 'no page is mapped');
     }));
 });
