@@ -11,6 +11,8 @@ export interface DomainPlan {
   /** `driver` by default. */
   readonly role?: 'driver' | 'device';
   readonly bus?: object;
+  /** `loopback`: for guests that are processes of dom0; nothing is created then. */
+  readonly transport?: 'xen' | 'loopback';
 }
 
 /** A service in dom0, in a directory of its own in memory, and domUs. Everything ends with `close`. */
@@ -19,20 +21,26 @@ export class XenBench {
   service!: ServiceProcess;
   readonly #domains = new Map<string, Domain>();
 
-  /** @param plans by name of the domain; domains are made by `create` */
-  constructor(plans: Readonly<Record<string, DomainPlan>>, backends: Record<string, object> = {}) {
+  /**
+   * @param plans by name of the domain; domains are made by `create`
+   * @param extra more members of the config file
+   */
+  constructor(plans: Readonly<Record<string, DomainPlan>>, extra: object = {}) {
     const entries = Object.entries(plans);
-    this.home = new ServiceHome({
-      domains: Object.fromEntries(entries.map(([name]) => [name, { xen: { name } }])),
+    const domainOf = (name: string, { transport = 'xen' }: DomainPlan) =>
+      transport === 'xen' ? { xen: { name } } : {};
+    const objects = {
+      domains: Object.fromEntries(entries.map(([name, plan]) => [name, domainOf(name, plan)])),
       buses: Object.fromEntries(
-        entries.map(([name, { role = 'driver', bus = {} }]) => [
+        entries.map(([name, { role = 'driver', bus = {}, transport = 'xen' }]) => [
           name,
-          { domain: name, transport: 'xen', role, ...bus },
+          { domain: name, transport, role, ...bus },
         ]),
       ),
-      backends,
+      backends: {},
       attachments: {},
-    });
+    };
+    this.home = new ServiceHome(objects, extra);
   }
 
   async start(): Promise<void> {

@@ -65,7 +65,15 @@ export async function createDomain(name: string, options: DomainOptions = {}): P
   }
 }
 
-class Command implements DomainCommand {
+/** A domain, or dom0 itself. */
+export interface CommandPlace {
+  readonly name: string;
+  /** Starts a shell command; any number run at the same time. */
+  start(command: string): Promise<DomainCommand>;
+}
+
+/** One that was started; whoever started it tells what it prints and how it ends. */
+export class Command implements DomainCommand {
   readonly lines: string[] = [];
   readonly ended: Promise<number>;
   readonly #kill: (signal: string) => Promise<void>;
@@ -105,7 +113,7 @@ class Command implements DomainCommand {
 }
 
 /** A domU. Its agent (deploy/qemu/guest/domu.sh) takes commands from xenstore and answers on its console. */
-export class Domain {
+export class Domain implements CommandPlace {
   readonly name: string;
   readonly domid: number;
   readonly #console: ConsoleLog;

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { fileURLToPath } from 'node:url';
-import type { Domain, DomainCommand } from './domains.ts';
+import type { CommandPlace, DomainCommand } from './domains.ts';
 
-/** Programs for domUs. The compiled tree is at the same place in dom0 and in every domU. */
+/** Programs for guests. The compiled tree is at the same place in dom0 and in every domU. */
 const programs = {
   data: '../guests/data.js',
+  devices: '../guests/devices.js',
   follower: '../guests/follower.js',
   hostile: '../guests/hostile.js',
   latency: '../guests/latency.js',
@@ -20,7 +21,7 @@ interface Typed {
 }
 type LineOf<L extends Typed, T extends L['type']> = Extract<L, { readonly type: T }>;
 
-/** A program of ours in a domU, which prints one JSON object a line. */
+/** A program of ours in a guest, which prints one JSON object a line. */
 export class GuestProgram<L extends Typed> {
   readonly #name: string;
   readonly #command: DomainCommand;
@@ -48,13 +49,13 @@ export class GuestProgram<L extends Typed> {
 
   /** @param order what it has to do, its one argument */
   static async start<L extends Typed>(
-    domain: Domain,
+    place: CommandPlace,
     name: keyof typeof programs,
     order: object,
   ): Promise<GuestProgram<L>> {
     const file = fileURLToPath(new URL(programs[name], import.meta.url));
-    const command = await domain.start(`exec node ${file} '${JSON.stringify(order)}'`);
-    return new GuestProgram<L>(`${name} in ${domain.name}`, command);
+    const command = await place.start(`exec node ${file} '${JSON.stringify(order)}'`);
+    return new GuestProgram<L>(`${name} in ${place.name}`, command);
   }
 
   #wake(): void {
