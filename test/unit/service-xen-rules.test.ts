@@ -57,6 +57,16 @@ describe('service: rules of Xen objects', () => {
     assert.deepEqual(await stateOf(world, 'buses', 'c'), ['failed', 'index 0 of the Xen domain 3 belongs to bus "b"']);
   });
 
+  it('a loopback domain may have the number of a domain of Xen', async (t) => {
+    const world = await withXenBus(t);
+    await world.service.put('domains', 'plain', {});
+    await world.service.put('buses', 'c', { domain: 'plain', transport: 'loopback', role: 'driver' });
+    world.xen.run(vm(1));
+    await settle();
+    assert.equal((await world.service.get('domains', 'plain')).status.domid, 1);
+    assert.deepEqual(await stateOf(world, 'buses', 'b'), ['listening', null]);
+  });
+
   it('a domain of Xen takes no loopback number', async (t) => {
     const configured = { domains: { a: { xen: { name: 'x' } }, b: {} } };
     const { service } = await startWorld(t, { configured });

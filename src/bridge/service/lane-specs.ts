@@ -75,6 +75,7 @@ function xenSpec(entry: Entry<'buses'>, { inventory, presenceOf }: BusSources) {
   // One object may name a domain by name and another one by UUID.
   const isTaken = (other: Entry<'buses'>): boolean =>
     other !== entry &&
+    other.spec.transport === 'xen' &&
     other.lane.state !== 'out' &&
     other.lane.domid === running.domid &&
     (other.spec.index ?? 0) === index;
