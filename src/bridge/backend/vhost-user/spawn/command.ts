@@ -29,6 +29,17 @@ function findProgram(file: string, { program, package: debian }: LaneProgramSpec
   throw new VmsgError('backend-unusable', `${program}: there is no ${file} in ${where}${hint}`);
 }
 
+/**
+ * A tool of util-linux, by its path: a shell may have another one of this name built in, as busybox does.
+ * @throws VmsgError backend-unusable
+ */
+function findTool(name: string, searchPath: string): string {
+  const directories = `${systemPath}${delimiter}${searchPath}`.split(delimiter).filter(isAbsolute);
+  const found = directories.map((directory) => join(directory, name)).find(isExecutable);
+  if (found !== undefined) return found;
+  throw new VmsgError('backend-unusable', `there is no ${name} in PATH; Debian has it in the package util-linux`);
+}
+
 function isExecutable(path: string): boolean {
   try {
     accessSync(path, constants.X_OK);
@@ -64,8 +75,9 @@ export function commandLine(spec: LaneProgramSpec, socket: string, searchPath: s
   const openFiles = spec.openFiles ?? Math.min(limits.programOpenFilesDefault, ownOpenFiles());
   const memory = spec.memoryBytes ?? limits.programMemoryDefaultBytes;
   const bounds = ['--core=0', `--nofile=${openFiles}`, `--data=${memory}`];
-  const privileges = ['setpriv', '--pdeathsig', 'KILL', '--no-new-privs', '--'];
-  return ['/bin/sh', '-c', guarded, 'vmsg-program', ...privileges, 'prlimit', ...bounds, '--', file, ...args];
+  const [setpriv, prlimit] = [findTool('setpriv', searchPath), findTool('prlimit', searchPath)];
+  const privileges = [setpriv, '--pdeathsig', 'KILL', '--no-new-privs', '--'];
+  return ['/bin/sh', '-c', guarded, 'vmsg-program', ...privileges, prlimit, ...bounds, '--', file, ...args];
 }
 
 /** All that a program finds in its environment, with a variable of ours. */
