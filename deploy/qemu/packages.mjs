@@ -62,6 +62,7 @@ export const kernelModules = [
   'fs/overlayfs/overlay',
   'drivers/block/loop',
   'drivers/block/xen-blkback/xen-blkback',
+  'drivers/net/dummy',
   'drivers/xen/xen-evtchn',
   'drivers/xen/xen-gntalloc',
   'drivers/xen/xen-gntdev',

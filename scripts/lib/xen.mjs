@@ -66,10 +66,16 @@ function xsmOf(args) {
 
 const shellWord = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** Makes programs ready in dom0, and says how tests start them. */
+/**
+ * Makes programs ready in dom0, and says how tests start them. passt passes nothing on, not even to dom0 itself, where
+ * no interface has a route.
+ */
 function programScript(programs) {
   const mount = `mkdir ${programFolder} && mount -t ext4 -o ro ${programDevice} ${programFolder}`;
-  return `${mount} || exit 1\nexport VMSG_BACKEND_PROGRAMS=${shellWord(JSON.stringify(programs))}\n`;
+  const interfaceUp =
+    'insmod /usr/lib/xen-modules/dummy.ko && ip addr add 192.0.2.1/24 dev dummy0 && ip link set dummy0 up';
+  const route = 'ip route add default via 192.0.2.254';
+  return `${mount} && ${interfaceUp} && ${route} || exit 1\nexport VMSG_BACKEND_PROGRAMS=${shellWord(JSON.stringify(programs))}\n`;
 }
 
 function testScript(files, options, onTerminal) {

@@ -58,6 +58,8 @@ export class NetGuest extends EventEmitter<Heard> {
   /** Parts of a frame of which more is to come. */
   #parts: Uint8Array[] = [];
   #partsMissing = 0;
+  /** Whether a frame is sent in one buffer, as Linux does where it can, and not in several. */
+  wholeFrames = false;
   /** Frames that took more than one buffer. */
   merged = 0;
   /** What is wrong with what came. */
@@ -165,15 +167,11 @@ export class NetGuest extends EventEmitter<Heard> {
       encode(netHeader, plainHeader, slot.bytes);
       slot.bytes.set(frame, netHeader.size);
       // 5.1.6.2: the framing is the driver's.
-      const split = netHeader.size + Math.ceil(frame.length / 2);
-      const rest = slot.range(split, netHeader.size + frame.length - split);
-      assert.equal(
-        await this.#send.submit(
-          [slot.range(0, netHeader.size), slot.range(netHeader.size, split - netHeader.size), rest],
-          [],
-        ),
-        0,
-      );
+      const end = netHeader.size + frame.length;
+      const middle = netHeader.size + Math.ceil(frame.length / 2);
+      const cuts = this.wholeFrames ? [0, end] : [0, netHeader.size, middle, end];
+      const parts = cuts.slice(1).map((cut, i) => slot.range(cuts[i]!, cut - cuts[i]!));
+      assert.equal(await this.#send.submit(parts, []), 0);
     } finally {
       this.#sendSlots.give(slot);
     }

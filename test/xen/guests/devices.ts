@@ -90,6 +90,8 @@ async function network(bus: GuestBus, { device, port }: WorkOf<'net'>): Promise<
   const own = { mac: guestMac, ip: ipv4(passtNetwork.guest) };
   const gateway = ipv4(passtNetwork.gateway);
   const net = await NetGuest.open(bus, device, own, [netFeature.MRG_RXBUF]);
+  // passt ends when it gets one in two.
+  net.wholeFrames = true;
   let failure: Error | undefined;
   net.device.on('failed', (error) => {
     failure = error;

@@ -12,7 +12,8 @@ export const here: CommandPlace = {
     const child = spawn('/bin/sh', ['-c', command], { detached: true, stdio: ['ignore', 'pipe', 'inherit'] });
     await once(child, 'spawn');
     const started = new Command(async (signal) => {
-      process.kill(-child.pid!, `SIG${signal}`);
+      // One that has ended by itself cannot be killed; its status tells.
+      if (child.exitCode === null && child.signalCode === null) process.kill(-child.pid!, `SIG${signal}`);
     });
     createInterface({ input: child.stdout }).on('line', (line) => started.line(line));
     child.on('close', (code, signal) => started.end(code ?? signals[signal ?? ''] ?? 128));
