@@ -1,6 +1,6 @@
-import { openSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import { errnoName } from '../libc/errno.ts';
-import { Fd } from '../libc/fd.ts';
+import { dupFd, Fd } from '../libc/fd.ts';
 import { lastErrno } from '../libc/native.ts';
 import { type CallSubject, HypervisorError } from './errors.ts';
 
@@ -28,7 +28,13 @@ export function checkedHandle(handle: number, call: string, node: string): numbe
 /** Opens a device node of Xen. @throws HypervisorError */
 export function openNode(node: string): Fd {
   try {
-    return new Fd(openSync(node, 'r+'));
+    const opened = openSync(node, 'r+');
+    try {
+      // The runtime closes what it has opened in a thread with the thread, whatever has that number by then.
+      return new Fd(dupFd(opened));
+    } finally {
+      closeSync(opened);
+    }
   } catch (error) {
     const errno = (error as NodeJS.ErrnoException).code ?? 'EIO';
     throw new HypervisorError('open', errno, { what: node }, hints[errno]);
