@@ -137,7 +137,7 @@ test('a domU whose serving process is stopped is destroyed where its bus wants t
   // It serves the next user, too.
   await bench.create('user');
   await inUse(bench, 'server');
-  await bench.attach('user', 'strict', 'strict');
+  await bench.attach('user', 'strict', { id: 'strict' });
   follower = await follow();
   await follower.count('taken', 3);
   await goesOn(follower);

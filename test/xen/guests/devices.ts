@@ -9,7 +9,7 @@ import { fuseRoot } from '../../support/fuse-wire.ts';
 import { arpOf, ipv4, type UdpDatagram } from '../../support/net-frames.ts';
 import { NetGuest, netFeature } from '../../support/net-guest.ts';
 import { VsockGuest } from '../../support/vsock-guest.ts';
-import { seededContent } from '../support/content.ts';
+import { plainContent } from '../support/content.ts';
 import { type BusOrder, openBus, orderOf, say, untilStopped } from './bus.ts';
 
 /** What is done with a device; `device` is its number. */
@@ -35,7 +35,9 @@ export type DevicesLine =
   /** `run` counts from 1 for each kind. */
   | { readonly type: 'done'; readonly kind: Work['kind']; readonly run: number; readonly result: readonly string[] }
   /** The device has failed; the work is begun anew when it is back. */
-  | { readonly type: 'left'; readonly kind: Work['kind']; readonly code: string };
+  | { readonly type: 'left'; readonly kind: Work['kind']; readonly code: string }
+  /** A device that is there cannot be used yet; that is tried again. */
+  | { readonly type: 'refused'; readonly kind: Work['kind']; readonly why: string };
 
 type WorkOf<K extends Work['kind']> = Extract<Work, { readonly kind: K }>;
 /** Does the work once more. */
@@ -46,6 +48,8 @@ interface Worker {
 
 const transferBytes = 128 * 1024;
 const returnMs = 100;
+/** Four devices share a processor with their programs. */
+const restMs = 200;
 const resendMs = 500;
 const resends = 60;
 const datagramBytes = [1, 64, 1400];
@@ -59,7 +63,7 @@ async function disk(bus: GuestBus, { device, bytes }: WorkOf<'blk'>): Promise<Wo
   const blk = await BlkDriver.open(bus, device, { depth: 4, transferBytes });
   return {
     once: async (run) => {
-      await blk.write(0, seededContent(run, bytes));
+      await blk.write(0, plainContent(run, bytes));
       await blk.flush();
       return [sha256(await blk.read(0, bytes))];
     },
@@ -124,7 +128,7 @@ async function network(bus: GuestBus, { device, port }: WorkOf<'net'>): Promise<
       const heard = once(net, 'arp').then(([frame]) => arpOf(frame));
       const answer = await ask(() => net.askFor(gateway), heard);
       assert.equal(answer?.operation, 'answer');
-      for (const size of datagramBytes) await echo(answer.senderMac, seededContent(run, 2048).subarray(0, size));
+      for (const size of datagramBytes) await echo(answer.senderMac, plainContent(run, 2048).subarray(0, size));
       return datagramBytes.map(String);
     },
     close: () => net.close(),
@@ -136,7 +140,7 @@ async function socket(bus: GuestBus, { device, port, bytes }: WorkOf<'vsock'>): 
   return {
     once: async (run) => {
       const stream = await guest.connect(port);
-      const data = seededContent(run, bytes);
+      const data = plainContent(run, bytes);
       const [answer] = await Promise.all([stream.readAll(bytes), stream.write(data)]);
       assert.equal(Buffer.compare(answer, inverted(data)), 0, 'every byte came back');
       await stream.end();
@@ -167,6 +171,7 @@ async function use(work: Work, first: number): Promise<number> {
       const result = await worker.once(run);
       line({ type: 'done', kind: work.kind, run, result });
       run += 1;
+      if (order.again) await sleep(restMs);
     } while (order.again && going);
   } catch (error) {
     if (!order.again || !(error instanceof VmsgError)) throw error;
@@ -182,9 +187,11 @@ async function follow(work: Work): Promise<void> {
   do {
     while (going && !(await bus.devices()).includes(work.device)) await sleep(returnMs);
     if (!going) return;
-    run = await use(work, run).catch((error) => {
-      // It has left again before it was in use.
+    run = await use(work, run).catch(async (error) => {
+      // Perhaps it has left again.
       if (!order.again || !(error instanceof VmsgError)) throw error;
+      line({ type: 'refused', kind: work.kind, why: error.message });
+      await sleep(returnMs);
       return run;
     });
   } while (order.again && going);

@@ -80,9 +80,13 @@ export class XenBench {
     await this.service.api.call('PUT', `/v1/${kind}/${id}`, spec);
   }
 
-  /** @returns when it is in use */
-  async attach(bus: string, backend: string, id = `${bus}-${backend}`): Promise<Resource<'attachments'>> {
-    await this.put('attachments', id, { bus, backend });
+  /** @param more its id, and members of the attachment. @returns when it is in use */
+  async attach(
+    bus: string,
+    backend: string,
+    { id = `${bus}-${backend}`, ...more }: { readonly id?: string; readonly deviceNumber?: number } = {},
+  ): Promise<Resource<'attachments'>> {
+    await this.put('attachments', id, { bus, backend, ...more });
     return await eventually(async () => {
       const found = await this.service.attachment(id);
       return found.status.state === 'active' ? found : undefined;
