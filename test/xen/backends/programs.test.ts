@@ -28,7 +28,6 @@ const goneWithinMs = 10_000;
 const bench = new XenBench(
   { here: { transport: 'loopback' }, vm: {} },
   {
-    log: { level: 'info' },
     programs: Object.fromEntries(kinds.map((kind) => [names[kind], { command: programs.get(kind)!.command }])),
   },
 );
@@ -109,6 +108,21 @@ test('one backend binary', (t) => {
   t.diagnostic('| --- | --- | --- | --- | --- | --- |');
   for (const row of rows) t.diagnostic(row);
   assert.equal(rows.length, kinds.length);
+});
+
+test('a guest that grants every buffer by itself gets copies, with the reason', async () => {
+  const { id } = await bench.attach('vm', 'blk', { deviceNumber: 1 });
+  const place: Place = { ...places.vm, order: { memory: 'grants' } };
+  const guest = await start(place, new Map([['blk', 1]]), true);
+  const { run, result } = await guest.count('done', 1);
+  assert.deepEqual(result, hosts.expected('blk', run));
+  const { dataPath, dataPathReason } = (await bench.service.attachment(id)).status;
+  assert.deepEqual(
+    [dataPath, dataPathReason],
+    ['shadow', 'the guest grants its buffers one by one; a program needs a pool'],
+  );
+  await guest.stop();
+  await bench.detach(id);
 });
 
 /** All four devices of the domU. */
