@@ -72,7 +72,7 @@ test('a program that is killed comes back, unless it is not to be started again'
   }
   const stays = await eventually(async () => {
     const { state, reason } = await statusOf('once');
-    return state === 'degraded' && reason?.includes('restart: never') ? true : undefined;
+    return state === 'failed' && reason?.includes('restart: never') ? true : undefined;
   }, 'it stays away');
   assert.ok(stays);
   await isActive('ram');
