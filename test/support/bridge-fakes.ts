@@ -174,6 +174,7 @@ export class FakeResources implements GuestResources {
   readonly discarded: number[] = [];
   /** Only where a test gives it: a guest with descriptors. */
   takeEventfd?: NonNullable<GuestResources['takeEventfd']>;
+  takePort?: NonNullable<GuestResources['takePort']>;
 
   openRegion(reference: number, _offset: bigint, length: bigint): GuestMemory | ErrnoName {
     const memory = this.memories.get(reference);

@@ -280,11 +280,11 @@ describe('device host: faults', () => {
     assert.deepEqual(
       seen.map((message) => [message.name, message.header.token]),
       [
-        ['EVENT_CONFIG', 0],
         ['REGION_DEL', token],
+        ['EVENT_CONFIG', 0],
       ],
     );
-    assert.deepEqual(seen[1]?.body, { errno: 16 });
+    assert.deepEqual(seen[0]?.body, { errno: 16 });
     assert.equal(memory.closed, false);
     device.complete();
     b.scheduler.run();

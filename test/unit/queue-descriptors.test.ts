@@ -3,11 +3,13 @@ import { describe, test } from 'node:test';
 import { LoopbackResources } from '../../src/device/loopback-resources.ts';
 import type { QueueEngine, RingBackend } from '../../src/device/queue-engine.ts';
 import { QueueSignals } from '../../src/device/queue-signals.ts';
+import type { Closable } from '../../src/kit/scope.ts';
 import { census } from '../../src/libc/census.ts';
 import { createEventfd } from '../../src/libc/eventfd.ts';
 import { createMemfd } from '../../src/libc/memfd.ts';
 import { LoopPoller } from '../../src/libc/poll.ts';
-import type { HandedFd, QueueDescriptors } from '../../src/ports/bus.ts';
+import type { HandedFd, QueueWay } from '../../src/ports/bus.ts';
+import type { Domid, EventPort } from '../../src/ports/hypervisor.ts';
 import { FakeBackend } from '../support/bridge-backend.ts';
 import { Bench } from '../support/bridge-bench.ts';
 import { FakeCall } from '../support/bridge-fakes.ts';
@@ -16,6 +18,7 @@ const eperm = 1;
 const enoent = 2;
 const enodev = 19;
 const einval = 22;
+const eopnotsupp = 95;
 
 class FakeFd implements HandedFd {
   readonly number: number;
@@ -35,7 +38,7 @@ class FakeFd implements HandedFd {
 class FakeEngine implements QueueEngine {
   readonly work = null;
   readonly kicked: number[] = [];
-  readonly given = new Map<number, QueueDescriptors>();
+  readonly given = new Map<number, QueueWay>();
   connect(): void {}
   disconnect(_link: unknown, done: () => void): void {
     done();
@@ -60,13 +63,21 @@ class FakeEngine implements QueueEngine {
     done();
   }
   deactivate(): void {}
-  useDescriptors(index: number, descriptors: QueueDescriptors | undefined): void {
+  useWay(index: number, way: QueueWay | undefined): number {
     const before = this.given.get(index);
-    if (descriptors === undefined) this.given.delete(index);
-    else this.given.set(index, descriptors);
-    before?.kick.close();
-    before?.call.close();
+    if (way === undefined) this.given.delete(index);
+    else this.given.set(index, way);
+    if (before !== undefined) for (const end of endsOf(before)) end.close();
+    return 0;
   }
+}
+
+const endsOf = (way: QueueWay): readonly Closable[] =>
+  'kick' in way ? [way.kick, way.call] : [way.kickPort, way.callPort];
+
+function descriptorsOf(way: QueueWay | undefined): readonly [number, number] {
+  assert.ok(way !== undefined && 'kick' in way);
+  return [way.kick.number, way.call.number];
 }
 
 function bench() {
@@ -123,8 +134,7 @@ describe('a queue that another program works on', () => {
     assert.equal(ask({ kick: 4, call: 9 }), eperm);
     assert.deepEqual([closed(), engine.given.size], [[3, 4], 0]);
     assert.equal(ask(), 0);
-    const { kick, call } = engine.given.get(0)!;
-    assert.deepEqual([kick.number, call.number], [1, 2]);
+    assert.deepEqual(descriptorsOf(engine.given.get(0)), [1, 2]);
   });
 
   test('is not kicked by events beside the descriptors, which a wrong request leaves alone', () => {
@@ -140,7 +150,13 @@ describe('a queue that another program works on', () => {
     assert.deepEqual([engine.kicked, closed()], [[0, 1], []]);
     assert.equal(b.runtime.snapshot().counters.dropped, 2);
     assert.equal(ask({ kick: 3, call: 4 }), 0);
-    assert.deepEqual([engine.given.get(0)?.kick.number, closed()], [3, [1, 2]]);
+    assert.deepEqual(
+      [descriptorsOf(engine.given.get(0)), closed()],
+      [
+        [3, 4],
+        [1, 2],
+      ],
+    );
   });
 
   test('may be notified by the service all the same', () => {
@@ -173,15 +189,27 @@ describe('a queue that another program works on', () => {
     }
   });
 
-  test('is joined with the guest here where a guest has no descriptors', () => {
+  test('gets both ports of a guest that has no descriptors, or none', () => {
     const { b, engine, ask } = bench();
     delete b.guest.resources.takeEventfd;
-    const kick = { onKick: undefined as (() => void) | undefined, closed: false };
-    b.guest.resources.kicks.set(1, kick);
-    b.guest.resources.calls.set(2, new FakeCall());
+    assert.equal(ask(), eopnotsupp);
+    const open = new Set<number>();
+    b.guest.resources.takePort = (reference) => {
+      if (reference === 9) return 'EINVAL';
+      open.add(reference);
+      const close = (): void => assert.ok(open.delete(reference), `${reference} is closed once`);
+      return { domid: 5 as Domid, port: reference as EventPort, refused: () => {}, close };
+    };
+    assert.equal(ask({ call: 9 }), einval);
+    assert.deepEqual([[...open], engine.given.size], [[], 0]);
     assert.equal(ask(), 0);
-    kick.onKick?.();
-    assert.deepEqual([engine.kicked, engine.given.size], [[0], 0]);
+    const way = engine.given.get(0);
+    assert.ok(way !== undefined && 'kickPort' in way);
+    assert.deepEqual([way.kickPort.port, way.callPort.port, [...open]], [1, 2, [1, 2]]);
+    b.available();
+    assert.deepEqual(engine.kicked, []);
+    assert.equal(ask({ flags: 0 }), 0);
+    assert.deepEqual([[...open], engine.given.size], [[], 0]);
   });
 
   test('takes eventfds only, and what is none is closed', () => {
@@ -194,7 +222,7 @@ describe('a queue that another program works on', () => {
     );
     const signals = new QueueSignals(resources);
     const engine = new FakeEngine();
-    const device = { useDescriptors: engine.useDescriptors.bind(engine) } as never;
+    const device = { useWay: engine.useWay.bind(engine) } as never;
     const request = { device: 0, queue: 0, flags: 7, kick: 1, call: 2 };
     for (const [kick, call, errno] of [
       [createMemfd('none', 4096), createEventfd(), eperm],
