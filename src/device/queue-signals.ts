@@ -9,6 +9,8 @@ interface Signals {
   call: CallTarget | undefined;
   /** They are the program's. */
   isProgram?: boolean;
+  /** Others that the program is to get. */
+  pending?: Closable;
 }
 
 function takeBoth<T extends Closable>(
@@ -63,11 +65,34 @@ export class QueueSignals {
     const { queue } = request;
     const way = this.#wayOf(request);
     if (typeof way === 'string') return errno[way];
-    // The program's end of the way before is changed, not given up.
-    this.#forget(request.device, queue);
+    const given = device.useWay?.(queue, way) ?? errno.EPERM;
     const taken = { close: () => void device.useWay?.(queue, undefined) };
-    this.#byQueue.set(keyOf(request.device, queue), { kick: taken, call: undefined, isProgram: true });
-    return device.useWay?.(queue, way) ?? errno.EPERM;
+    if (typeof given === 'number') return this.#settle(request, taken, given);
+    // A reset in the meantime ends it as well.
+    const key = keyOf(request.device, queue);
+    const before: Signals = this.#byQueue.get(key) ?? { kick: undefined, call: undefined };
+    const pending: Signals = { ...before, pending: taken };
+    this.#byQueue.set(key, pending);
+    return given.then((result) => {
+      if (this.#byQueue.get(key) !== pending) return errno.EBUSY;
+      this.#byQueue.set(key, before);
+      return this.#settle(request, taken, result);
+    });
+  }
+
+  #settle(request: { device: number; queue: number }, taken: Closable, result: number): number {
+    const key = keyOf(request.device, request.queue);
+    const isProgram = this.#byQueue.get(key)?.isProgram === true;
+    if (result === 0) {
+      // The program's end of the way before is changed, not given up.
+      if (isProgram) this.#byQueue.delete(key);
+      else this.clearQueue(request.device, request.queue);
+      this.#byQueue.set(key, { kick: taken, call: undefined, isProgram: true });
+    } else if (result !== errno.EBUSY && isProgram) {
+      // It has no way of its own any more: events are taken again.
+      this.clearQueue(request.device, request.queue);
+    }
+    return result;
   }
 
   #wayOf({ kick, call }: { kick: number; call: number }): QueueWay | ErrnoName {
@@ -100,13 +125,7 @@ export class QueueSignals {
     this.#byQueue.delete(key);
     signals?.kick?.close();
     signals?.call?.close();
-  }
-
-  /** Ends a setting, unless the program has it and gets another one. */
-  #forget(device: number, queue: number): void {
-    const key = keyOf(device, queue);
-    if (this.#byQueue.get(key)?.isProgram) this.#byQueue.delete(key);
-    else this.clearQueue(device, queue);
+    signals?.pending?.close();
   }
 
   /** A reset of the device ends its settings. */

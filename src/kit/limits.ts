@@ -267,6 +267,8 @@ export const limits = {
   programLookMaxMs: 50,
   /** Programs that are started for new guests of a device at once, and then one in each interval. */
   programRenewalBurst: 8,
+  /** Until it is there. */
+  programRenewalTimeoutMs: 30_000,
   programRenewalIntervalMs: 2_000,
   /** Parts of a command line. */
   programArgumentsMax: 256,

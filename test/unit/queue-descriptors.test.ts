@@ -63,7 +63,15 @@ class FakeEngine implements QueueEngine {
     done();
   }
   deactivate(): void {}
-  useWay(index: number, way: QueueWay | undefined): number {
+  /** What the next way gets instead of being taken. */
+  refusal: number | Promise<number> | undefined;
+  useWay(index: number, way: QueueWay | undefined): number | Promise<number> {
+    const { refusal } = this;
+    this.refusal = undefined;
+    if (way !== undefined && refusal !== undefined) {
+      for (const end of endsOf(way)) end.close();
+      return refusal;
+    }
     const before = this.given.get(index);
     if (way === undefined) this.given.delete(index);
     else this.given.set(index, way);
@@ -157,6 +165,45 @@ describe('a queue that another program works on', () => {
         [1, 2],
       ],
     );
+  });
+
+  test('hears events when its program does not take what it is given, at once or later', async () => {
+    const { b, engine, ask } = bench();
+    engine.refusal = 16;
+    assert.equal(ask(), 16);
+    b.available();
+    assert.deepEqual(engine.kicked, [0]);
+    engine.refusal = Promise.resolve(12);
+    b.request('QUEUE_NOTIFY', { device: 0, queue: 0, flags: 7, kick: 3, call: 4 });
+    b.available();
+    await new Promise((resolve) => setImmediate(resolve));
+    b.scheduler.run();
+    assert.deepEqual(
+      b.take().map(({ name, body }) => [name, body]),
+      [['QUEUE_NOTIFY', { errno: 12 }]],
+    );
+    b.available();
+    assert.deepEqual([engine.kicked, engine.given.size], [[0, 0, 0], 0]);
+  });
+
+  test('ends what its program is still to get with a reset of its device', async () => {
+    const { b, engine, ask } = bench();
+    b.start();
+    assert.equal(ask(), 0);
+    let answer = (_errno: number): void => {};
+    engine.refusal = new Promise((resolve) => {
+      answer = resolve;
+    });
+    b.request('QUEUE_NOTIFY', { device: 0, queue: 0, flags: 7, kick: 3, call: 4 });
+    b.setStatus(0);
+    assert.equal(engine.given.size, 0);
+    answer(0);
+    await new Promise((resolve) => setImmediate(resolve));
+    b.scheduler.run();
+    const [last] = b.take().slice(-1);
+    assert.deepEqual([last?.name, last?.body], ['QUEUE_NOTIFY', { errno: 16 }]);
+    b.available();
+    assert.deepEqual(engine.kicked, [0]);
   });
 
   test('may be notified by the service all the same', () => {

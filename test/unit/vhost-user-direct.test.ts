@@ -181,6 +181,7 @@ async function withProgram(
   const events = {
     used: ignore,
     configChanged: ignore,
+    renewed: ignore,
     broken: ignore,
     ended: (reason: string) => void ends.push(reason),
   };
@@ -315,6 +316,7 @@ describe('a program that may have memory of a guest', () => {
     const poller = new LoopPoller();
     const events = {
       used: () => {},
+      renewed: () => {},
       configChanged: () => {},
       broken: () => {},
       ended: () => assert.fail('never there'),

@@ -2,6 +2,7 @@ import { close, constants, fstat, open } from 'node:fs';
 import { promisify } from 'node:util';
 import { VmsgError } from '../../kit/errors.ts';
 import { limits } from '../../kit/limits.ts';
+import { setStatusFlags } from '../../libc/fd.ts';
 import { tryLock, unlock } from '../../libc/flock.ts';
 import { type DiskIo, type FileIo, type IoDone, type TransferDone, threadIo } from './disk-io.ts';
 import { after } from './parts.ts';
@@ -185,6 +186,8 @@ export async function openDiskFile(path: string, readOnly: boolean, io: DiskIo =
     const stat = await promisify(fstat)(fd);
     if (!stat.isFile()) refuse('not a regular file');
     if (stat.size === 0) refuse('the file is empty');
+    // io_uring would take it for a file that never waits.
+    setStatusFlags(fd, 0);
     if (!tryLock(fd, readOnly ? 'shared' : 'exclusive')) {
       refuse(`in use by another disk or process that ${readOnly ? 'writes to it' : 'has it open'}`);
     }

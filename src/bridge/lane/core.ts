@@ -229,8 +229,8 @@ export class LaneCore {
   }
 
   async #detach(bus: string, attachment: string): Promise<null> {
-    this.#bus(bus).noDirectWay.delete(attachment);
     await this.#driverBus(bus).detach(attachment);
+    this.#buses.get(bus)?.noDirectWay.delete(attachment);
     return null;
   }
 

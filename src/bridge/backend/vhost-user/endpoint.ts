@@ -21,6 +21,8 @@ export interface Endpoint {
    * run any more, however long that takes. Absent where nobody can tell.
    */
   surelyGone?(): Promise<void>;
+  /** The end that follows is asked for: another connection is to come. */
+  renewed?(): void;
   /** The device is no more. Programs have ended, or the time for that is over. */
   close(): Promise<void>;
 }

@@ -10,7 +10,6 @@ import type { DataPlane } from '../../data-plane/data-plane.ts';
 import type { LaneBackendSpec } from '../../lane/protocol.ts';
 import { ShadowBackend } from '../../shadow/shadow-backend.ts';
 import { bridgeVendorId } from '../vendor.ts';
-import type { ConnectionParts } from './connection.ts';
 import { VhostUserControl } from './control.ts';
 import { type DirectWay, reasonForCopies } from './data-path.ts';
 import { openDirect } from './direct/backend.ts';
@@ -30,12 +29,12 @@ export interface VhostUserParts {
   readonly mac?: string;
 }
 
-async function openLink(parts: ConnectionParts): Promise<Link> {
+async function orClosed<T>(endpoint: Endpoint, open: () => Promise<T>): Promise<T> {
   try {
-    return await Link.open(parts);
+    return await open();
   } catch (error) {
     // Its program may take longer to end than the caller waits; the next start waits for that.
-    void parts.endpoint.close();
+    void endpoint.close();
     throw error;
   }
 }
@@ -56,17 +55,8 @@ export async function openVhostUser(
   const { poller, signals, dataPlane, clock, mac } = parts;
   const shape = shapeOf(spec.device);
   const refused = (why: string): void => way.ruleOut(why);
-  return await openDirect({
-    endpoint,
-    shape,
-    poller,
-    signals,
-    dataPlane,
-    clock,
-    host,
-    refused,
-    ...(mac === undefined ? {} : { mac }),
-  });
+  const direct = { endpoint, shape, poller, signals, dataPlane, clock, host, refused };
+  return await orClosed(endpoint, () => openDirect({ ...direct, ...(mac === undefined ? {} : { mac }) }));
 }
 
 /**
@@ -81,7 +71,8 @@ async function openCopied(
   { poller, clock, scheduler, mac }: VhostUserParts,
 ): Promise<Backend> {
   const shape = shapeOf(device);
-  const link = await openLink({ endpoint, shape, poller, clock, ...(mac === undefined ? {} : { mac }) });
+  const linked = { endpoint, shape, poller, clock, ...(mac === undefined ? {} : { mac }) };
+  const link = await orClosed(endpoint, () => Link.open(linked));
   const { features, config, queues } = link.description;
   const { name } = endpoint;
   const backend = new ShadowBackend({

@@ -44,14 +44,23 @@ export async function openDirect(parts: DirectParts): Promise<RingBackend> {
       isReading = true;
       void program.do(async ({ device }) => {
         isReading = false;
-        const told = (await device.readConfig(config.length)).slice();
-        for (const { offset, length } of parts.shape.driverConfig ?? [])
-          told.set(config.subarray(offset, offset + length), offset);
-        config.set(told);
-        host.configChanged(0, told);
+        tell(await device.readConfig(config.length));
       });
     },
+    renewed: (description) => {
+      if (Buffer.compare(description.config, told) !== 0) tell(description.config);
+    },
   });
+  /** What the driver writes stays as it is. */
+  const tell = (now: Uint8Array): void => {
+    told = now.slice();
+    const shown = now.slice();
+    for (const { offset, length } of parts.shape.driverConfig ?? [])
+      shown.set(config.subarray(offset, offset + length), offset);
+    config.set(shown);
+    host.configChanged(0, shown);
+  };
+  let told = program.description.config;
   const config = preferred(program, parts);
   const unsuited = (why: string): void => {
     parts.refused(why);

@@ -8,6 +8,8 @@ import { type ServedDescription, unlike } from '../describe.ts';
 export interface ProgramEvents extends Pick<ConnectionEvents, 'configChanged' | 'used'> {
   /** The last event: no process of it runs any more. Not told after `close`. */
   ended(reason: string): void;
+  /** Another one serves the next guest. */
+  renewed(description: ServedDescription): void;
   /** A queue is broken, it says. */
   broken(): void;
 }
@@ -27,6 +29,11 @@ export class Program {
   #chain: Promise<void> = Promise.resolve();
   #end: Promise<void> | undefined;
   #closed = false;
+  #isOpening = false;
+  #fail: () => void = () => {};
+  readonly #failed = new Promise<undefined>((resolve) => {
+    this.#fail = () => resolve(undefined);
+  });
   readonly #pace: Pace;
 
   private constructor(parts: ConnectionParts, events: ProgramEvents, connection: Connection) {
@@ -59,7 +66,7 @@ export class Program {
    */
   do(work: (connection: Connection) => Promise<void>): Promise<void> {
     this.#chain = this.#chain.then(async () => {
-      const connection = await this.#connection;
+      const connection = await Promise.race([this.#connection, this.#failed]);
       if (this.#end !== undefined || connection === undefined) {
         await this.#end;
         return;
@@ -90,14 +97,24 @@ export class Program {
    */
   renew(): Promise<void> {
     return this.do(async ({ scope }) => {
+      this.#parts.endpoint.renewed?.();
       scope.close();
       await this.#parts.endpoint.surelyGone?.();
       if (this.#end === undefined) this.#connection = this.#openAgain();
     });
   }
 
+  /** There is none yet that could have something of a guest. */
+  get isOpening(): boolean {
+    return this.#isOpening;
+  }
+
   async #openAgain(): Promise<Connection | undefined> {
     this.#scope = new Scope();
+    this.#isOpening = true;
+    const limitMs = limits.programRenewalTimeoutMs;
+    const why = `there is no new one in ${limitMs / 1000} s`;
+    const late = this.#parts.clock.after(limitMs, () => void this.fail(why));
     try {
       await this.#pause();
       const told = relay(
@@ -107,10 +124,14 @@ export class Program {
       const connection = await openConnection(this.#parts, told, this.#scope, async (opened) => opened);
       const problem = unlike(this.description, connection.description);
       if (problem !== undefined) throw new VmsgError('backend-unusable', problem);
+      this.events.renewed(connection.description);
       return connection;
     } catch (error) {
       await this.fail(reasonOf(error));
       return undefined;
+    } finally {
+      this.#isOpening = false;
+      late.cancel();
     }
   }
 
@@ -127,11 +148,17 @@ export class Program {
   /** Ends it. @returns when no process of it runs any more */
   fail(reason: string): Promise<void> {
     this.#end ??= this.#finish(reason);
+    this.#fail();
     return this.#end;
   }
 
-  async #finish(reason: string): Promise<void> {
-    this.#scope.close();
+  async #finish(why: string): Promise<void> {
+    let reason = why;
+    try {
+      this.#scope.close();
+    } catch (error) {
+      reason = `${reason}; ${reasonOf(error)}`;
+    }
     await this.#parts.endpoint.surelyGone?.();
     if (!this.#closed) this.events.ended(reason);
   }

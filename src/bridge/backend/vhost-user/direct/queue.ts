@@ -36,12 +36,13 @@ export class DirectQueue {
   started = false;
   readonly #queue: EnabledQueue;
   readonly #available: Uint16Array;
-  readonly #used: Uint16Array;
+  readonly #usedRing: Uint16Array;
   readonly #scope: Scope;
   readonly #kick: Fd;
   readonly #call: Fd;
   readonly #error: Fd;
   readonly #signals: SharedSignal;
+  readonly #used: () => void;
   #descriptors: QueueDescriptors | undefined;
 
   private constructor(queue: EnabledQueue, rings: Rings, { poller, signals }: WakingParts, events: DirectQueueEvents) {
@@ -49,7 +50,7 @@ export class DirectQueue {
     this.#queue = queue;
     this.#signals = signals;
     this.#available = rings.available;
-    this.#used = rings.used;
+    this.#usedRing = rings.used;
     this.#scope = rings.scope;
     this.#kick = this.#scope.own(createEventfd());
     this.#call = this.#scope.own(createEventfd());
@@ -60,7 +61,8 @@ export class DirectQueue {
       };
       this.#scope.own(poller.watch(fd.number, onReadable));
     };
-    watch(this.#call, () => events.used());
+    this.#used = () => events.used();
+    watch(this.#call, this.#used);
     watch(this.#error, () => events.broken());
   }
 
@@ -89,7 +91,7 @@ export class DirectQueue {
 
   /** What the program has completed, modulo 2^16. */
   get usedIndex(): number {
-    return this.#used[indexWord]!;
+    return this.#usedRing[indexWord]!;
   }
 
   /** The guest's own descriptors, which go to the program with the next start; they stay the caller's. */
@@ -110,6 +112,14 @@ export class DirectQueue {
     // The guest can fill its own, and clear O_NONBLOCK.
     if (this.#descriptors !== undefined) this.#signals.signal(this.#descriptors.kick.number);
     else signalSharedEventfd(this.#kick.number);
+  }
+
+  /** Either may have something to do. */
+  notifyBoth(): void {
+    this.kick();
+    if (this.#scope.closed) return;
+    if (this.#descriptors === undefined) this.#used();
+    else this.#signals.signal(this.#descriptors.call.number);
   }
 
   /** Idempotent. */

@@ -105,32 +105,36 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
       done(0);
     } else if (!this.#shared) done(0);
     else {
+      // Another guest may be there when it is done.
+      const regions = this.#regions;
       const give = ({ device }: Connection): Promise<void> =>
-        this.#orUnsuited(() => giveOne(device, passed, this.#regions.all));
+        this.#orUnsuited(regions, () => giveOne(device, passed, regions.all));
       void this.#program.do(give).then(() => done(0));
     }
   }
 
   /** What the program does not take it may take by another way. */
-  async #orUnsuited(share: () => Promise<void>): Promise<void> {
+  async #orUnsuited(regions: GuestRegions, share: () => Promise<void>): Promise<void> {
     try {
       await share();
     } catch (error) {
-      // One that ended over something else takes it from the next program.
-      if (error instanceof VmsgError && (error.code === 'backend-refused' || error.code === 'limit-reached'))
+      // One that ended over something else takes it from the next program; and the next guest may share other memory.
+      const refused = error instanceof VmsgError && ['backend-refused', 'limit-reached'].includes(error.code);
+      if (refused && regions === this.#regions)
         this.#parts.unsuited(`the program does not take the guest's memory: ${error.message}`);
       throw error;
     }
   }
 
   regionRemoved(area: number, done: (result: number) => void): void {
-    const taken = this.#regions.take(area);
+    const regions = this.#regions;
+    const taken = regions.take(area);
     if (taken === undefined) {
       done(0);
       return;
     }
     void this.#program
-      .do((connection) => this.#takeBack(connection, taken))
+      .do((connection) => this.#takeBack(connection, taken, regions))
       .then(() => {
         taken.handle.close();
         done(0);
@@ -138,21 +142,24 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
   }
 
   /** Nothing is under way in memory that goes: a program may unmap what it reads or writes just then. */
-  async #takeBack(connection: Connection, region: PassedRegion): Promise<void> {
-    const { device } = connection;
+  async #takeBack(connection: Connection, region: PassedRegion, regions: GuestRegions): Promise<void> {
     const running = [...this.#queues.values()].filter(({ started }) => started);
-    const starts: QueueStart[] = [];
-    for (const queue of running) starts.push(queue.startAt(await this.#halt(connection, queue)));
-    await takeBack(device, region, this.#regions.all);
-    if (starts.length === 0) return;
-    await device.startQueues(starts);
-    for (const queue of running) this.#renotify(queue);
+    const bases = await this.#halt(connection, running);
+    await takeBack(connection.device, region, regions.all);
+    await this.#goOn(connection, bases);
   }
 
-  /** Either side may have missed a notification while the queue stood. */
-  #renotify(queue: DirectQueue): void {
-    queue.kick();
-    this.#link?.used(queue.index);
+  /** Starts again what was halted, and what nobody has stopped for good meanwhile. */
+  async #goOn({ device }: Connection, bases: ReadonlyMap<DirectQueue, number>): Promise<void> {
+    const starts: QueueStart[] = [];
+    for (const [queue, base] of bases) {
+      queue.started = this.#queues.get(queue.index) === queue;
+      if (queue.started) starts.push(queue.startAt(base));
+    }
+    if (starts.length === 0) return;
+    await device.startQueues(starts);
+    // Either side may have missed a notification while the queue stood.
+    for (const queue of bases.keys()) if (queue.started) queue.notifyBoth();
   }
 
   activate(features: FeatureSet): void {
@@ -163,13 +170,16 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     }
     this.#shared = true;
     this.#holds = true;
+    const shared = this.#regions;
+    const prepared: DirectQueue[] = [];
+    this.#prepared = prepared;
     void this.#program.do(async ({ device }) => {
       await device.agree(features.minus(ofTheBridge).minus(this.#program.description.added));
       // Back-ends do not take a table without regions; a guest that shares none has no queue.
-      if (regions.length > 0) await this.#orUnsuited(() => giveAll(device, regions));
+      if (regions.length > 0) await this.#orUnsuited(shared, () => giveAll(device, regions));
       for (const { offset, data } of this.#parts.setConfig((bit) => features.has(bit)))
         await device.writeConfig(offset, data);
-      await this.#startPrepared(device);
+      await this.#startPrepared(device, prepared);
     });
     this.#watchProgress();
   }
@@ -193,13 +203,15 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     }
     opened.descriptors = this.#ways.descriptorsOf(index);
     this.#queues.set(index, opened);
-    this.#prepared.push(opened);
-    void this.#program.do(({ device }) => this.#startPrepared(device));
+    const prepared = this.#prepared;
+    prepared.push(opened);
+    void this.#program.do(({ device }) => this.#startPrepared(device, prepared));
   }
 
-  async #startPrepared(device: VhostDevice): Promise<void> {
+  /** @param prepared for one activation of the device: a later one has queues of its own */
+  async #startPrepared(device: VhostDevice, prepared: DirectQueue[]): Promise<void> {
     // Those that were stopped before they began are not there any more.
-    const queues = this.#prepared.splice(0).filter((queue) => this.#queues.get(queue.index) === queue);
+    const queues = prepared.splice(0).filter((queue) => this.#queues.get(queue.index) === queue);
     if (queues.length === 0) return;
     for (const queue of queues) queue.started = true;
     await device.startQueues(queues.map((queue) => queue.startAt(0)));
@@ -226,7 +238,7 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
     this.#queues.delete(index);
     this.#stopping += 1;
     const stopped = this.#program.do(async (connection) => {
-      if (queue.started) await this.#halt(connection, queue);
+      if (queue.started) await this.#halt(connection, [queue]);
     });
     void stopped.then(() => {
       this.#stopping -= 1;
@@ -240,18 +252,20 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
    * go on with those that they have.
    * @returns where to go on
    */
-  async #halt({ device, scope }: Connection, queue: DirectQueue): Promise<number> {
-    const base = await device.stopQueue(queue.index);
+  async #halt({ device, scope }: Connection, queues: readonly DirectQueue[]): Promise<Map<DirectQueue, number>> {
+    const bases = new Map<DirectQueue, number>();
+    for (const queue of queues) bases.set(queue, await device.stopQueue(queue.index));
     const { clock } = this.#parts;
     const end = clock.nowMs() + limits.vhostUserDrainMs;
-    for (let pauseMs = 1; queue.usedIndex !== base; pauseMs = Math.min(2 * pauseMs, 50)) {
+    const isBusy = (): boolean => queues.some((queue) => queue.usedIndex !== bases.get(queue));
+    for (let pauseMs = 1; isBusy(); pauseMs = Math.min(2 * pauseMs, 50)) {
       if (scope.closed) throw new VmsgError('backend-lost', 'it has gone');
       if (clock.nowMs() > end) throw new VmsgError('timeout', 'it does not complete what it has taken');
       await new Promise<void>((resolve) => {
         clock.after(pauseMs, resolve);
       });
     }
-    return base;
+    return bases;
   }
 
   halt(): void {
@@ -267,6 +281,8 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
 
   drainAll(done: () => void): void {
     this.#ending = true;
+    // One that is not there yet has nothing of a guest.
+    if (this.#program.isOpening) void this.#program.retire();
     // Before the driver hears that its device has gone, and uses the memory again.
     this.stopAll(() => void this.#program.retire().then(done));
   }
@@ -292,9 +308,7 @@ export class DirectQueues implements QueueEngine, RegionWatcher {
   /** With other descriptors. */
   async #restart(connection: Connection, queue: DirectQueue): Promise<void> {
     if (!queue.started || this.#queues.get(queue.index) !== queue) return;
-    const base = await this.#halt(connection, queue);
-    await connection.device.startQueues([queue.startAt(base)]);
-    this.#renotify(queue);
+    await this.#goOn(connection, await this.#halt(connection, [queue]));
   }
 
   /** A program that completes nothing for a while is asked something: no answer ends it. */

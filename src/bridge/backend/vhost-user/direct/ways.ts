@@ -9,7 +9,10 @@ import type { DataPlane } from '../../../data-plane/data-plane.ts';
 /** What the program is woken and wakes with, for one queue. */
 interface Way {
   readonly descriptors: QueueDescriptors;
-  close(): Promise<void>;
+  /** Resolves when nothing of the guest's end is used any more, whatever the program still has to do. Idempotent. */
+  leave(): Promise<void>;
+  /** After `leave`. */
+  close(): void;
 }
 
 export interface QueueWaysEvents {
@@ -28,8 +31,10 @@ export class QueueWays {
   readonly #ways = new Map<number, Way>();
   /** How often a queue was given a way, so that one that comes late is known. */
   readonly #asked = new Map<number, number>();
-  /** Queues whose way before is still in use. */
-  readonly #changing = new Set<number>();
+  /** What waits until the program has let go of the way before, by queue. */
+  readonly #changing = new Map<number, Promise<void>>();
+  /** Queues with a request that waits for that. */
+  readonly #waiting = new Set<number>();
 
   constructor(plane: DataPlane, events: QueueWaysEvents) {
     this.#plane = plane;
@@ -40,38 +45,60 @@ export class QueueWays {
     return this.#ways.get(index)?.descriptors;
   }
 
-  /** @param way is owned from now on; undefined ends the one before. @returns 0 or an errno for the guest */
+  /**
+   * @param way is owned from now on; undefined ends the one before
+   * @returns 0 or an errno for the guest; then there is the way that was, or none where ports could not be joined
+   */
   use(index: number, way: QueueWay | undefined): number | Promise<number> {
-    if (way !== undefined && this.#changing.has(index)) {
-      giveUp(way);
-      return errno.EBUSY;
-    }
     const turn = (this.#asked.get(index) ?? 0) + 1;
+    const isWanted = (): boolean => this.#asked.get(index) === turn;
+    if (way === undefined) {
+      this.#asked.set(index, turn);
+      void this.#replace(index, undefined);
+      return 0;
+    }
+    const changing = this.#changing.get(index);
+    if (changing === undefined) {
+      this.#asked.set(index, turn);
+      return this.#take(index, way, isWanted);
+    }
+    // One may wait: a guest can send any number.
+    if (this.#waiting.has(index)) return giveUp(way);
     this.#asked.set(index, turn);
-    if (way !== undefined && 'kickPort' in way) return this.#join(index, way, () => this.#asked.get(index) === turn);
-    void this.#replace(index, way === undefined ? undefined : { descriptors: way, close: async () => closeBoth(way) });
+    this.#waiting.add(index);
+    return changing.then(() => {
+      this.#waiting.delete(index);
+      return isWanted() ? this.#take(index, way, isWanted) : giveUp(way);
+    });
+  }
+
+  #take(index: number, way: QueueWay, isWanted: () => boolean): number | Promise<number> {
+    if ('kickPort' in way) return this.#join(index, way, isWanted);
+    void this.#replace(index, { descriptors: way, leave: async () => {}, close: () => closeBoth(way) });
     return 0;
   }
 
-  /** The way before is closed in its time. */
+  /** @returns when the guest's end of the way before is free */
   #replace(index: number, way: Way | undefined): Promise<void> {
     const before = this.#ways.get(index);
     if (way === undefined) this.#ways.delete(index);
     else this.#ways.set(index, way);
     if (before === undefined && way === undefined) return Promise.resolve();
-    this.#changing.add(index);
     this.#events.changed(index, way?.descriptors);
-    return new Promise((resolve) => {
-      const replaced = (): void => {
-        this.#changing.delete(index);
-        resolve();
-      };
+    // At once: the guest may use its port for something else now.
+    const left = before?.leave() ?? Promise.resolve();
+    const changing = new Promise<void>((resolve) => {
       // A queue may just be started or stopped with it.
       this.#events.afterAll(() => {
-        if (before === undefined) replaced();
-        else void before.close().then(replaced);
+        void left.then(() => {
+          if (this.#changing.get(index) === changing) this.#changing.delete(index);
+          resolve();
+          before?.close();
+        });
       });
     });
+    this.#changing.set(index, changing);
+    return left;
   }
 
   async #join(
@@ -79,13 +106,19 @@ export class QueueWays {
     { kickPort, callPort }: { readonly kickPort: GuestPort; readonly callPort: GuestPort },
     isWanted: () => boolean,
   ): Promise<number> {
-    const scope = new Scope();
-    scope.own(kickPort);
-    scope.own(callPort);
+    const ports = new Scope();
+    ports.own(kickPort);
+    ports.own(callPort);
+    const fds = new Scope();
+    const fail = (name: string): number => {
+      ports.close();
+      fds.close();
+      return errno[wireErrno(name)];
+    };
     // A port is bound once: what was joined with it before goes first.
     await this.#replace(index, undefined);
     try {
-      const [kick, call] = [scope.own(createEventfd()), scope.own(createEventfd())];
+      const [kick, call] = [fds.own(createEventfd()), fds.own(createEventfd())];
       const joined = await this.#plane.join(
         {
           kick: { from: { channel: { domid: kickPort.domid, port: kickPort.port } }, to: kick.number },
@@ -95,43 +128,39 @@ export class QueueWays {
       );
       if (joined instanceof HypervisorFault) {
         kickPort.refused(joined);
-        return fail(scope, joined.errno);
+        return fail(joined.errno);
       }
-      const close = async (): Promise<void> => {
+      const leave = async (): Promise<void> => {
         await joined.close();
-        scope.close();
+        ports.close();
       };
       if (isWanted()) {
-        void this.#replace(index, { descriptors: { kick, call }, close });
+        void this.#replace(index, { descriptors: { kick, call }, leave, close: () => fds.close() });
         return 0;
       }
-      await close();
-      return fail(scope, 'EBUSY');
+      await leave();
+      return fail('EBUSY');
     } catch (error) {
       if (!(error instanceof VmsgError)) throw error;
-      return fail(scope, 'ENOMEM');
+      return fail('ENOMEM');
     }
   }
 
   /** Nothing is started or stopped any more. */
   close(): void {
     for (const index of [...this.#asked.keys()]) this.#asked.set(index, -1);
-    for (const way of this.#ways.values()) void way.close();
+    for (const way of this.#ways.values()) void way.leave().then(() => way.close());
     this.#ways.clear();
   }
 }
 
-function fail(scope: Scope, name: string): number {
-  scope.close();
-  return errno[wireErrno(name)];
-}
-
-function giveUp(way: QueueWay): void {
+function giveUp(way: QueueWay): number {
   if ('kick' in way) closeBoth(way);
   else {
     way.kickPort.close();
     way.callPort.close();
   }
+  return errno.EBUSY;
 }
 
 function closeBoth({ kick, call }: QueueDescriptors): void {

@@ -57,6 +57,10 @@ export class SpawnedEndpoint implements Endpoint {
     }
   }
 
+  renewed(): void {
+    this.#hasRun = false;
+  }
+
   surelyGone(): Promise<void> {
     return this.#programs.gone(this.#spec.backend);
   }
