@@ -66,7 +66,8 @@ export class Program {
    */
   do(work: (connection: Connection) => Promise<void>): Promise<void> {
     this.#chain = this.#chain.then(async () => {
-      const connection = await Promise.race([this.#connection, this.#failed]);
+      // A race leaves something behind at the one that loses: not for each of what may be many.
+      const connection = await (this.#isOpening ? Promise.race([this.#connection, this.#failed]) : this.#connection);
       if (this.#end !== undefined || connection === undefined) {
         await this.#end;
         return;
