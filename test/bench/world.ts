@@ -40,7 +40,7 @@ export interface World {
   readonly guest: Runner;
   /** The built-in disk of a place: its image, and its device number on the bus. */
   readonly disks: Readonly<Record<Place, { readonly image: string; readonly device: number }>>;
-  /** The same image as `tmpfs` through a vhost-user back-end: device number, or why there is none. */
+  /** An image like `tmpfs`, or that one, through a vhost-user back-end: device number, or why there is none. */
   readonly vhostUser: Readonly<Record<DataPath, number | string>>;
   /** Sockets of the back-ends, or why there is none. */
   readonly exports: Exports | string;
@@ -141,7 +141,9 @@ export async function openWorld(
   const exports =
     'missing' in daemon ? missingDaemon(daemon) : await startExports(daemon.command, images, placed, scope);
   const service = await startService(content, placed, scope);
-  const vhostUser = await openVhostUser(service, exports, images.tmpfs);
+  // The service gives a file to one disk at a time.
+  const another = makeImage(temporaryDirectory(memoryDirectory(), scope), imageBytes);
+  const vhostUser = await openVhostUser(service, exports, another);
   const command = [process.execPath, guestProgram, service.busSocket(busId), service.apiSocket, busId];
   const guest = await startRunner(placed(command), scope);
   const disks = { tmpfs: { image: images.tmpfs, device: 0 }, disk: { image: images.disk, device: 1 } };
